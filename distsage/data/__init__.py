@@ -1,0 +1,1 @@
+"""Name or path -> Graph. Runs on the login host and in the local run."""

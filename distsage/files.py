@@ -1,0 +1,77 @@
+"""Files and directories that appear only when they are whole. Used on every host."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from distsage.errors import UserError
+
+
+def sync_directory(directory: Path) -> None:
+    """Flush a directory's entries, so that a rename in it survives a power loss."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; sync and rename it to `path` on success.
+
+    On an exception the temporary file is removed and an older `path` stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON; the file appears whole or not at all."""
+    with atomic_file(path, "w") as stream:
+        json.dump(value, stream, indent=2)
+        stream.write("\n")
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; rename it to `path` on success.
+
+    Raises:
+        UserError: `path` exists already, or its parent cannot be written.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists already; name another directory or remove it first")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot create {path}: {error.strerror}") from error
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            sync_directory(Path(folder))
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(path.parent)

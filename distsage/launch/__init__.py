@@ -1,0 +1,1 @@
+"""Hosts, roles, addresses, preflight, and the seam to DGL. Runs on every rank."""

@@ -1,0 +1,1 @@
+"""Graph -> parts on disk. Runs on the login host."""

@@ -1,0 +1,1 @@
+"""Records -> tables. Runs on the login host."""

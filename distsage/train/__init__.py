@@ -1,0 +1,1 @@
+"""Sampling, features, model, loop, inference, checkpoint. Runs on trainer ranks."""
