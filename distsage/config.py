@@ -1,0 +1,227 @@
+"""Typed configuration of every command; the help texts are these docstrings.
+
+Runs on the login host and on every rank; imports nothing heavy. A field `num_parts` is the option
+`--num-parts` (`--num_parts` is accepted too) and the YAML key `num_parts`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from distsage.errors import UserError
+
+
+def parse_fan_out(text: str) -> tuple[int, ...]:
+    """Read `"10,25"` as (10, 25): one number per layer, input layer first, -1 for all neighbours.
+
+    Raises:
+        UserError: not a comma-separated list of integers that are positive, 0 or -1.
+    """
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or any(number < -1 for number in numbers):
+        raise UserError(
+            f"--fan-out {text!r} is no list of fan-outs; give one number per layer, such as 10,25 "
+            "(-1 takes all neighbours)"
+        )
+    return numbers
+
+
+def _require(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise UserError(sentence)
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """Which graph, and how it is read."""
+
+    dataset: str
+    """ogbn-products, ogbn-arxiv, ogbn-papers100M, reddit, cora, citeseer, pubmed,
+    synthetic[:NODES[:DEGREE]], or a path: an .npz file, a DGL graph file, or a directory of
+    node and edge tables."""
+    undirected: bool = False
+    """Add the reverse of every edge and drop duplicates."""
+    split: str | None = None
+    """Draw the masks: fractions of the labelled nodes for train/val/test, such as 0.6/0.2/0.2.
+    Replaces masks that the data has."""
+    split_index: int = 0
+    """Which split to take from data that comes with several."""
+    feature_norm: Literal["auto", "none", "row"] = "auto"
+    """Divide each node's features by their sum: row always, none never, auto when they are stored
+    sparse (bags of words)."""
+    dataset_root: Path | None = None
+    """Where downloaded datasets are kept (default: $DISTSAGE_DATASETS or
+    ~/.cache/distsage/datasets)."""
+    seed: int = 0
+    """Everything drawn at random derives from this number."""
+
+
+@dataclass(frozen=True)
+class PartitionConfig(DatasetOptions):
+    """Split a graph into parts, one per host, that `distsage train` and stock DGL can load."""
+
+    # Both are required; a dataclass that extends one with defaults needs defaults to say so.
+    num_parts: int = 0
+    """Number of parts: one per host (required)."""
+    output: Path | None = None
+    """Directory to write; it appears only when it is whole (default: parts/DATASET-NUM_PARTS)."""
+    part_method: Literal["metis", "random"] = "metis"
+    """metis keeps neighbours together; random is quick and balanced."""
+    balance_train: bool = False
+    """Also give each part its share of the train, val and test nodes."""
+    balance_edges: bool = False
+    """Also give each part its share of the edges."""
+    num_trainers_per_host: int = 1
+    """Trainers that will share a host: METIS then also groups each part's nodes by trainer."""
+    force: bool = False
+    """Go on although the machine seems to have too little memory or disk."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_parts >= 1,
+            f"--num-parts is {self.num_parts}; give the number of hosts to train on, at least 1",
+        )
+        _require(
+            self.num_trainers_per_host >= 1,
+            f"--num-trainers-per-host is {self.num_trainers_per_host}; it must be at least 1",
+        )
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What `train` and `local` have in common."""
+
+    run_dir: Path = Path("runs/latest")
+    """Directory for the resolved configuration, records, checkpoint and summary."""
+    num_epochs: int = 20
+    """Passes over the train nodes."""
+    num_hidden: int = 256
+    """Width of the hidden layers."""
+    fan_out: str = "10,25"
+    """Neighbours sampled per layer, input layer first; as many layers as numbers; -1 takes all."""
+    batch_size: int = 1000
+    """Seed nodes per trainer and step, at most."""
+    lr: float = 0.003
+    """Learning rate of Adam."""
+    weight_decay: float = 0.0
+    """L2 penalty of Adam."""
+    dropout: float = 0.5
+    """Probability of dropping a hidden unit."""
+    eval_every: int = 5
+    """Evaluate on all val nodes after every so many epochs, and after the last one."""
+    num_workers: int = 1
+    """Workers that prepare the next batches meanwhile: background threads of each trainer
+    (train), worker processes of the DataLoader (local); 0 prepares them in line."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes a GPU where there is one."""
+    seed: int = 0
+    """Everything drawn at random derives from this number."""
+
+    def __post_init__(self) -> None:
+        parse_fan_out(self.fan_out)
+        for name in ("num_epochs", "num_hidden", "batch_size", "eval_every"):
+            value = getattr(self, name)
+            option = name.replace("_", "-")
+            _require(value >= 1, f"--{option} is {value}; it must be at least 1")
+        _require(self.num_workers >= 0, f"--num-workers is {self.num_workers}; it must be 0 or more")
+        _require(self.lr > 0, f"--lr is {self.lr}; it must be above 0")
+        _require(self.weight_decay >= 0, f"--weight-decay is {self.weight_decay}; it must be >= 0")
+        _require(
+            0 <= self.dropout < 1, f"--dropout is {self.dropout}; it must be at least 0 and below 1"
+        )
+
+    @property
+    def fan_outs(self) -> tuple[int, ...]:
+        """One fan-out per layer, input layer first."""
+        return parse_fan_out(self.fan_out)
+
+
+@dataclass(frozen=True)
+class TrainConfig(TrainingOptions):
+    """Train on the parts of a graph: one MPI job, even ranks serve, odd ranks train.
+
+    Start it with `mpirun -n 2*PAIRS*HOSTS ... python -m mpi4py -m distsage train`, or through
+    sbatch/train.sh.
+    """
+
+    parts: Path | None = None
+    """Directory that `distsage partition` wrote (this or --conf-file is required)."""
+    conf_file: Path | None = None
+    """The parts' DGL configuration (GRAPH.json), as DGL's recipe names it; same as --parts with
+    its directory."""
+    ip_config: Path | None = None
+    """A list of hosts to hold the job to: one address per line, in the order of the parts. Left
+    out, the list comes from Slurm or MPI."""
+    interface: str | None = None
+    """Network interface (ib0) or subnet (10.1.0.0/16) that the ranks talk over. Left out, the
+    fastest on which every host has an address."""
+    emulated_hosts: int | None = None
+    """Act as so many hosts on this one machine."""
+    startup_timeout: float = 120.0
+    """Seconds that all ranks together may take to come up."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            (self.parts is None) != (self.conf_file is None),
+            "give either --parts DIR or --conf-file DIR/GRAPH.json: what `distsage partition` wrote",
+        )
+        _require(
+            self.emulated_hosts is None or self.emulated_hosts >= 1,
+            f"--emulated-hosts is {self.emulated_hosts}; it must be at least 1",
+        )
+
+    @property
+    def parts_dir(self) -> Path:
+        """The directory of parts."""
+        path = self.parts or self.conf_file
+        assert path is not None
+        return path
+
+
+@dataclass(frozen=True)
+class LocalConfig(TrainingOptions):
+    """Train on this machine alone: no servers, no MPI, a PyTorch DataLoader."""
+
+    dataset: str | None = None
+    """As for `distsage partition` (this or --parts is required)."""
+    parts: Path | None = None
+    """Directory that `distsage partition` wrote."""
+    undirected: bool = False
+    """Add the reverse of every edge and drop duplicates (with --dataset)."""
+    split: str | None = None
+    """Draw the masks, such as 0.6/0.2/0.2 (with --dataset)."""
+    split_index: int = 0
+    """Which split to take from data that comes with several (with --dataset)."""
+    feature_norm: Literal["auto", "none", "row"] = "auto"
+    """As for `distsage partition` (with --dataset)."""
+    dataset_root: Path | None = None
+    """Where downloaded datasets are kept."""
+    ignore_edges: bool = False
+    """Train without the graph: what the features alone give, for comparison."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            (self.parts is None) != (self.dataset is None),
+            "give either --dataset NAME_OR_PATH or --parts DIR: the graph to train on",
+        )
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Write what a trained model says of every node, by original node id."""
+
+    run_dir: Path
+    """Run directory of `distsage train` or `distsage local`."""
+    output: Path
+    """File to write: .csv, .parquet or .npz."""
+    what: Literal["probabilities", "embeddings"] = "probabilities"
+    """Class probabilities, or the input of the last layer."""
+    parts: Path | None = None
+    """Where the parts lie now, if not where they were trained on."""
+    dataset: str | None = None
+    """Where the dataset lies now, if not where it was trained on."""

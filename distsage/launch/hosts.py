@@ -1,0 +1,235 @@
+"""Names, order and addresses of the hosts. Pure functions of what the ranks gathered; every rank."""
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from distsage.errors import UserError
+
+
+@dataclass(frozen=True)
+class Address:
+    """An IPv4 address that a host has.
+
+    Attributes:
+        interface: such as eth0.
+        ip: dotted quad.
+        network: in CIDR notation.
+        speed: of the interface in Mbit/s; 0 where the system does not say.
+    """
+
+    interface: str
+    ip: str
+    network: str
+    speed: int
+
+
+def own_name() -> str:
+    """This host's name: Slurm's name of it inside a Slurm job, else the host name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def own_addresses() -> list[Address]:
+    """IPv4 addresses of this host's interfaces that are up, loopback excluded."""
+    stats = psutil.net_if_stats()
+    found = []
+    for interface, addresses in psutil.net_if_addrs().items():
+        if interface not in stats or not stats[interface].isup:
+            continue
+        for address in addresses:
+            if address.family != socket.AF_INET or not address.netmask:
+                continue
+            network = ipaddress.ip_interface(f"{address.address}/{address.netmask}").network
+            if not network.is_loopback:
+                speed = stats[interface].speed
+                found.append(Address(interface, address.address, str(network), speed))
+    return found
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    return [item for item in re.split(r",(?![^\[]*\])", text) if item]
+
+
+def expand_nodelist(nodelist: str) -> list[str]:
+    """Expand Slurm's compressed list: `node[1-3,07],login` -> node1 node2 node3 node07 login.
+
+    Raises:
+        UserError: the list is malformed.
+    """
+    names: list[str] = []
+    for item in _split_outside_brackets(nodelist.strip()):
+        expanded = [""]
+        for literal, ranges in re.findall(r"([^\[\]]+)|\[([^\[\]]*)\]", item):
+            if literal:
+                expanded = [prefix + literal for prefix in expanded]
+                continue
+            numbers: list[str] = []
+            for piece in ranges.split(","):
+                match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece)
+                if match is None:
+                    raise UserError(f"cannot read {item!r} in the host list {nodelist!r}")
+                first, last = match.group(1), match.group(2) or match.group(1)
+                numbers += [
+                    str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)
+                ]
+            expanded = [prefix + number for prefix in expanded for number in numbers]
+        if item.count("[") != item.count("]") or "" in expanded:
+            raise UserError(f"cannot read {item!r} in the host list {nodelist!r}")
+        names += expanded
+    return names
+
+
+def order_hosts(rank_hosts: Sequence[str], nodelist: str | None) -> list[str]:
+    """Order the job's hosts: as Slurm lists them, otherwise by their first rank.
+
+    Args:
+        rank_hosts: the host name of every rank.
+        nodelist: Slurm's compressed list of the job's hosts, if there is one.
+
+    Raises:
+        UserError: Slurm's list and the ranks' hosts differ.
+    """
+    present = list(dict.fromkeys(rank_hosts))
+    if nodelist is None:
+        return present
+    listed = expand_nodelist(nodelist)
+    strangers = [name for name in present if name not in listed]
+    if strangers:
+        raise UserError(
+            f"ranks run on {', '.join(strangers)}, which Slurm's list {nodelist} does not name; "
+            "start mpirun without a host list of its own"
+        )
+    idle = [name for name in listed if name not in present]
+    if idle:
+        raise UserError(
+            f"no rank runs on {', '.join(idle)}, although Slurm gave the job {nodelist}; start "
+            "mpirun with --map-by ppr:2:node, so that every host gets its pair"
+        )
+    return listed
+
+
+def choose_addresses(
+    hosts: Sequence[str], addresses: Mapping[str, Sequence[Address]], wanted: str | None
+) -> list[Address]:
+    """Pick one address per host, all on one network.
+
+    Args:
+        hosts: names, in the order of the parts.
+        addresses: what each host has.
+        wanted: an interface name or a network in CIDR notation; None takes the fastest network on
+            which every host has an address of its own.
+
+    Raises:
+        UserError: a host has no address on the wanted interface, or no network joins all hosts.
+    """
+    if wanted is not None:
+        return [_wanted_address(host, addresses[host], wanted) for host in hosts]
+    if len(hosts) == 1:
+        return [Address("lo", "127.0.0.1", "127.0.0.0/8", 0)]
+    best: list[Address] = []
+    for candidate in addresses[hosts[0]]:
+        chosen = [
+            next((a for a in addresses[host] if a.network == candidate.network), None)
+            for host in hosts
+        ]
+        present = [address for address in chosen if address is not None]
+        # A bridge such as docker0 has the same address everywhere and joins nobody.
+        if len({address.ip for address in present}) != len(hosts):
+            continue
+        if not best or min(a.speed for a in present) > min(a.speed for a in best):
+            best = present
+    if not best:
+        raise UserError(
+            "no network joins all hosts of the job: "
+            + "; ".join(f"{h} has {_describe(addresses[h])}" for h in hosts)
+            + "; name the interface with --interface"
+        )
+    return best
+
+
+def _wanted_address(host: str, addresses: Sequence[Address], wanted: str) -> Address:
+    try:
+        network = ipaddress.ip_network(wanted)
+    except ValueError:
+        matches = [a for a in addresses if a.interface == wanted]
+    else:
+        matches = [a for a in addresses if ipaddress.ip_address(a.ip) in network]
+    if not matches:
+        raise UserError(
+            f"{host} has no address on --interface {wanted}; it has {_describe(addresses)}"
+        )
+    return matches[0]
+
+
+def _describe(addresses: Sequence[Address]) -> str:
+    return ", ".join(f"{a.interface} {a.ip}" for a in addresses) or "no address"
+
+
+def emulated_addresses(num_hosts: int) -> list[Address]:
+    """Addresses on loopback that let one machine act as `num_hosts` hosts.
+
+    Raises:
+        UserError: more hosts than the loopback block has last octets.
+    """
+    if num_hosts > 254:
+        raise UserError(f"--emulated-hosts {num_hosts} is too many; at most 254 fit one machine")
+    return [Address("lo", f"127.0.0.{host + 1}", "127.0.0.0/8", 0) for host in range(num_hosts)]
+
+
+def read_ip_config(path: Path) -> list[str]:
+    """Read the addresses of a list of hosts: `IP` or `IP PORT` per line, one line per host.
+
+    Raises:
+        UserError: unreadable, empty, or a line that starts with no IPv4 address.
+    """
+    try:
+        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"cannot read --ip-config {path}: {error.strerror}") from error
+    if not lines:
+        raise UserError(f"--ip-config {path} is empty; give one address per host, one per line")
+    for number, fields in enumerate(lines, 1):
+        try:
+            ipaddress.IPv4Address(fields[0])
+        except ValueError:
+            raise UserError(
+                f"line {number} of --ip-config {path} starts with {fields[0]!r}, which is no IPv4 "
+                "address; give one address per host, one per line"
+            ) from None
+    return [fields[0] for fields in lines]
+
+
+def check_ip_config(
+    path: Path, listed: Sequence[str], hosts: Sequence[str], addresses: Mapping[str, Sequence[str]]
+) -> None:
+    """Hold the job's hosts against a list that the user gave.
+
+    Args:
+        path: where the list comes from, for messages.
+        listed: one address per host, in the order of the parts.
+        hosts: names of the job's hosts, in the order of the parts.
+        addresses: every address that each host has.
+
+    Raises:
+        UserError: line k does not hold an address of host k.
+    """
+    if len(listed) != len(hosts):
+        raise UserError(
+            f"--ip-config {path} lists {len(listed)} hosts but the job has {len(hosts)} "
+            f"({', '.join(hosts)}); list each host once, or leave the option out"
+        )
+    for number, (ip, host) in enumerate(zip(listed, hosts, strict=True), 1):
+        if ip not in addresses[host]:
+            owner = next((name for name in hosts if ip in addresses[name]), None)
+            whose = f"belongs to {owner}" if owner else "belongs to no host of the job"
+            raise UserError(
+                f"line {number} of --ip-config {path} is {ip}, which {whose}, but part "
+                f"{number - 1} lies on {host} ({', '.join(addresses[host])}); correct the line, or "
+                "leave the option out"
+            )
