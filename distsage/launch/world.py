@@ -107,7 +107,15 @@ class World:
         """
         if self.rank == 0:
             print(f"distsage: {sentence}", file=sys.stderr, flush=True)
+        self.leave_quietly(2)
+
+    def leave_quietly(self, status: int | str | None) -> None:
+        """End every rank with `status`; what there was to say has been said. Collective.
+
+        Raises:
+            SystemExit: always.
+        """
         # Finalised before the exit status is known to mpi4py's runner, which would abort the job
         # with a page of Open MPI's own words.
         MPI.Finalize()
-        raise SystemExit(2)
+        raise SystemExit(status)

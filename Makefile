@@ -1,0 +1,59 @@
+# distsage. `make demo` shows it on this machine, `make test` passes the tests; both set up what
+# they need.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+RUN := .venv/bin/python -m distsage
+PYTEST := .venv/bin/python -m pytest
+
+.PHONY: help install demo partition local submit test check format cluster-up cluster-down \
+	test-cluster bench bench-quick clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+install: ## make the Python environment (.venv); uses an existing one that fits
+	@tools/install.sh
+
+demo: install ## partition a graph, train on two emulated hosts, evaluate: under 3 minutes
+	@.venv/bin/python -m tools.demo $(ARGS)
+
+partition: install ## DATASET=… PARTS=… [OUTPUT=…] [ARGS=…]: split a graph
+	@$(RUN) partition --dataset '$(or $(DATASET),$(error say DATASET=… and PARTS=…))' \
+	  --num-parts '$(or $(PARTS),$(error say PARTS=…, the number of hosts))' \
+	  $(if $(OUTPUT),--output '$(OUTPUT)') $(ARGS)
+
+local: install ## DATASET=… [ARGS=…]: train on this machine alone
+	@$(RUN) local --dataset '$(or $(DATASET),$(error say DATASET=…, a name or a path))' \
+	  --batch-size 1000 --num-workers 1 $(ARGS)
+
+submit: ## PARTS_DIR=… [RUN_DIR=…] [SBATCH_ARGS=…] [ARGS=…]: submit sbatch/train.sh to Slurm
+	@sbatch $(SBATCH_ARGS) sbatch/train.sh \
+	  --parts '$(or $(PARTS_DIR),$(error say PARTS_DIR=…, what make partition wrote))' \
+	  $(if $(RUN_DIR),--run-dir '$(RUN_DIR)') $(ARGS)
+
+test: install ## unit and MPI tests
+	@$(PYTEST) tests/unit tests/mpi $(ARGS)
+
+test-cluster: install ## tests on a Slurm cluster on this machine (root; installs Debian packages)
+	@$(PYTEST) tests/cluster $(ARGS)
+
+cluster-up: install ## bring up a Slurm cluster of four hosts on this machine (root)
+	@tools/cluster up $(ARGS)
+
+cluster-down: ## take it down again
+	@tools/cluster down $(ARGS)
+
+check: install ## format, lint, types, import contract, shell
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+	@.venv/bin/shellcheck $$(git ls-files '*.sh' .ci/run)
+	@for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script"; done
+
+format: install ## format the code
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .

@@ -1,0 +1,163 @@
+"""The command line: `python -m distsage COMMAND ...`. Runs on the login host and on every rank."""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+import yaml
+
+from distsage import __version__
+from distsage.config import (
+    LocalConfig,
+    PartitionConfig,
+    PredictConfig,
+    TrainConfig,
+)
+from distsage.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def _nearest(wrong: str, real: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(wrong, real, n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def _yaml_options(path: str) -> list[str]:
+    """The options that a YAML file of `option: value` lines stands for."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"cannot read --config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} must hold lines of `option: value`")
+    options = []
+    for key, value in values.items():
+        option = f"--{str(key).replace('_', '-')}"
+        if value is None or value is False:
+            continue  # left at its default
+        if value is True:
+            options.append(option)
+        elif isinstance(value, list):
+            options += [option, ",".join(map(str, value))]
+        else:
+            options += [option, str(value)]
+    return options
+
+
+def parse(config_class: type[Config], command: str, arguments: Sequence[str]) -> Config:
+    """Read a command's configuration from its arguments.
+
+    `--config FILE` stands for the options in that YAML file; what follows it on the command line
+    wins.
+
+    Raises:
+        UserError: an unknown option, or a value that does not fit.
+        SystemExit: help was asked for (status 0), or a value is missing or malformed (status 2);
+            it has been printed.
+    """
+    expanded: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        option, has_value, value = argument.partition("=")
+        if option != "--config":
+            expanded.append(argument)
+            continue
+        if not has_value and not remaining:
+            raise UserError("--config needs the path of a YAML file")
+        expanded += _yaml_options(value if has_value else remaining.pop(0))
+
+    fields = dataclasses.fields(config_class)  # type: ignore[arg-type]
+    options = [f"--{field.name.replace('_', '-')}" for field in fields]
+    for argument in expanded:
+        option = argument.partition("=")[0].replace("_", "-")
+        if option.startswith("--") and option not in [*options, "--help"]:
+            raise UserError(
+                f"{command} has no option {argument.partition('=')[0]}"
+                f"{_nearest(option, options)} (distsage {command} --help lists all)"
+            )
+    config: Config = tyro.cli(
+        config_class,
+        prog=f"distsage {command}",
+        args=expanded,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    return config
+
+
+def _partition(arguments: Sequence[str]) -> None:
+    config = parse(PartitionConfig, "partition", arguments)
+    from distsage.partition.run import partition_dataset
+
+    partition_dataset(config)
+
+
+def _train(arguments: Sequence[str]) -> None:
+    # Only rank 0 of an MPI job reads the configuration; the job carries it to the others.
+    from distsage.train.distributed import train
+
+    train(lambda: parse(TrainConfig, "train", arguments))
+
+
+def _local(arguments: Sequence[str]) -> None:
+    config = parse(LocalConfig, "local", arguments)
+    from distsage.train.local import train
+
+    train(config)
+
+
+def _predict(arguments: Sequence[str]) -> None:
+    config = parse(PredictConfig, "predict", arguments)
+    from distsage.train.predict import predict
+
+    predict(config)
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "partition": (_partition, "split a graph into parts, one per host"),
+    "train": (_train, "train on the parts: one MPI job over all hosts"),
+    "local": (_local, "train on this machine alone"),
+    "predict": (_predict, "write a trained model's predictions by original node id"),
+}
+
+
+def _usage() -> str:
+    lines = [f"  {name:<11}{what}" for name, (_, what) in COMMANDS.items()]
+    return (
+        "usage: distsage COMMAND [OPTIONS]\n\n"
+        "GraphSAGE on graphs that outgrow one machine.\n\ncommands:\n"
+        + "\n".join(lines)
+        + "\n\ndistsage COMMAND --help lists a command's options."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; users' mistakes end with one sentence and status 2."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        raise SystemExit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        print(__version__)
+        return
+    name, *rest = arguments
+    try:
+        if name not in COMMANDS:
+            known = ", ".join(COMMANDS)
+            raise UserError(
+                f"there is no command {name!r}{_nearest(name, list(COMMANDS))} "
+                f"(commands: {known})"
+            )
+        COMMANDS[name][0](rest)
+    except UserError as error:
+        print(f"distsage: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,210 @@
+"""Everything that touches DGL's distributed internals. Runs on server and trainer ranks.
+
+DGL 1.1.3 is the last release that works beside a current torch, so its code does not move any more;
+each seam below still says what it changes and why, so that replacing DGL is one module's work.
+
+Seams:
+    shared-memory names   DGL names segments by tensor and graph only. Two jobs on one host, or two
+                          emulated hosts on one machine, would overwrite each other; every name
+                          gets the job's and the host's prefix.
+    own address           DGL looks for the first interface address that ip_config lists and falls
+                          back to part 0 in silence; a rank is told its address instead.
+    signed messages       DGL unpickles what arrives on an open port. Every message carries a keyed
+                          hash under the job's secret, and a message without it is refused.
+    listening first       DGL's clients retry a missing server every 3 s, and its servers sleep 3 s
+                          before they connect back. Clients start when all servers listen, so the
+                          first attempt succeeds.
+    quiet                 DGL's progress messages on standard output go to the log.
+"""
+
+import hmac
+import logging
+import os
+import pickle
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import dgl
+import torch
+from dgl import DGLGraph, heterograph_index
+from dgl.distributed import (
+    dist_context,
+    dist_graph,
+    graph_partition_book,
+    kvstore,
+    rpc,
+    rpc_client,
+    rpc_server,
+    shared_mem_utils,
+)
+
+from distsage.launch.roles import Assignment
+
+log = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")
+_SIGNATURE_BYTES = 32
+
+
+@dataclass(frozen=True)
+class DGLJob:
+    """What DGL has to know of the job.
+
+    Attributes:
+        assignment: the place of this rank.
+        ip: this rank's own address.
+        ip_config: file with a line `IP PORT` per host, in the order of the parts.
+        part_config: the parts' DGL configuration.
+        prefix: of the names of this host's shared-memory segments; no slash.
+        secret: signs the job's messages.
+        startup_timeout: seconds until a missing server counts as absent.
+    """
+
+    assignment: Assignment
+    ip: str
+    ip_config: Path
+    part_config: Path
+    prefix: str
+    secret: bytes
+    startup_timeout: float
+
+
+class _SignedPickle:
+    """Stands in for the module `pickle` inside dgl.distributed.rpc."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def _sign(self, payload: bytes) -> bytes:
+        return hmac.digest(self._secret, payload, "sha256")
+
+    def dumps(self, value: Any) -> bytes:
+        payload = pickle.dumps(value)
+        return self._sign(payload) + payload
+
+    def loads(self, data: bytes | bytearray) -> Any:
+        data = bytes(data)
+        signature, payload = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
+        if not hmac.compare_digest(signature, self._sign(payload)):
+            raise PermissionError(
+                "a message on this rank's DGL port is not signed by this job; refusing to read it"
+            )
+        return pickle.loads(payload)
+
+
+def _log_print(*words: Any, **_: Any) -> None:
+    log.info(" ".join(map(str, words)))
+
+
+def _install(job: DGLJob) -> None:
+    """Put the seams into DGL's modules. Once per process, before `dgl.distributed.initialize`."""
+
+    def prefixed(name: str) -> str:
+        return f"{job.prefix}{name.lstrip('/')}"
+
+    empty = kvstore.empty_shared_mem
+    exists = dist_graph.exist_shared_mem_array
+    for module in (dist_graph, graph_partition_book, kvstore, shared_mem_utils):
+        module.empty_shared_mem = lambda name, *rest: empty(prefixed(name), *rest)
+    for module in (dist_graph, graph_partition_book):
+        module.exist_shared_mem_array = lambda name: exists(prefixed(name))
+
+    attach = heterograph_index.create_heterograph_from_shared_memory
+    heterograph_index.create_heterograph_from_shared_memory = lambda name: attach(prefixed(name))
+    share = DGLGraph.shared_memory
+    DGLGraph.shared_memory = lambda graph, name, *args, **kwargs: share(
+        graph, prefixed(name), *args, **kwargs
+    )
+
+    rpc_client.local_ip4_addr_list = lambda: {job.ip}
+    rpc_client.get_local_usable_addr = lambda _: f"{job.ip}:{_unused_port(job.ip)}"
+    rpc.pickle = _SignedPickle(job.secret)
+    rpc_server.time = SimpleNamespace(sleep=lambda _: time.sleep(0.2))
+    for module in (dist_context, dist_graph, rpc, rpc_client, rpc_server):
+        module.print = _log_print
+
+    assignment = job.assignment
+    os.environ.update(
+        DGL_DIST_MODE="distributed",
+        DGL_ROLE="server" if assignment.role == "server" else "client",
+        DGL_IP_CONFIG=str(job.ip_config),
+        DGL_CONF_PATH=str(job.part_config),
+        DGL_NUM_SERVER=str(assignment.pairs_per_host),
+        DGL_NUM_CLIENT=str(assignment.num_trainers),
+        DGL_NUM_SAMPLER="0",
+        DGL_GRAPH_FORMAT="csc",
+        DGL_DIST_MAX_TRY_TIMES=str(max(1, int(job.startup_timeout / 3))),
+    )
+    if assignment.role == "server":
+        os.environ["DGL_SERVER_ID"] = str(assignment.server_id)
+
+
+def _unused_port(ip: str) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((ip, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def serve(job: DGLJob) -> NoReturn:
+    """Serve this host's part until the trainers are done. Blocks.
+
+    Raises:
+        SystemExit: the trainers said goodbye; status 0.
+    """
+    _install(job)
+    dgl.distributed.initialize(str(job.ip_config))
+    sys.exit(0)
+
+
+def wait_for_listener(ip: str, port: int, timeout: float) -> bool:
+    """Wait until some process of this host listens on `ip:port`; False when `timeout` s pass.
+
+    Reads the kernel's table instead of connecting: DGL's server would count the probe as a client.
+    """
+    wanted = f"{socket.inet_aton(ip)[::-1].hex().upper()}:{port:04X}"
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[1] == wanted and fields[3] == "0A":
+                return True
+        time.sleep(0.02)
+    return False
+
+
+class GraphStore:
+    """Node data of all parts, as the trainer sees it. One per trainer; not for several threads."""
+
+    def __init__(self, job: DGLJob, graph_name: str) -> None:
+        """Connect to all servers. Collective over the trainers; blocks."""
+        _install(job)
+        dgl.distributed.initialize(str(job.ip_config))
+        self._graph = dist_graph.DistGraph(graph_name)
+        self._client = kvstore.get_kvstore()
+        # All ranks of the host have mapped the segments (DistGraph ends with a barrier). Without
+        # their names they vanish with the last process, whatever ends it.
+        for segment in SHARED_MEMORY.glob(f"{job.prefix}*"):
+            segment.unlink(missing_ok=True)
+
+    def own_rows(self, name: str) -> torch.Tensor:
+        """The rows of this host's part, in place in the server's shared memory."""
+        rows: torch.Tensor = self._client._data_store[f"node~_N~{name}"]
+        return rows
+
+    def pull(self, name: str, gids: torch.Tensor) -> torch.Tensor:
+        """Rows `gids` (int64 `[n]`) of all parts, in that order. Blocks; releases the GIL."""
+        if len(gids) == 0:
+            return self.own_rows(name)[:0]
+        rows: torch.Tensor = self._client.pull(f"node~_N~{name}", gids)
+        return rows
+
+    def close(self) -> None:
+        """Say goodbye; the servers end when all trainers have. Collective; blocks."""
+        del self._graph
+        dist_context.exit_client()

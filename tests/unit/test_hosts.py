@@ -1,0 +1,126 @@
+"""Host lists, their order, and which address each host gets."""
+
+import socket
+
+import pytest
+
+from distsage.errors import UserError
+from distsage.launch.hosts import (
+    Address,
+    check_ip_config,
+    choose_addresses,
+    emulated_addresses,
+    expand_nodelist,
+    order_hosts,
+    own_addresses,
+    read_ip_config,
+)
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "names"),
+    [
+        ("node1", ["node1"]),
+        ("node[1-3]", ["node1", "node2", "node3"]),
+        ("node[08-11]", ["node08", "node09", "node10", "node11"]),
+        ("a[1,3-4],b7,login", ["a1", "a3", "a4", "b7", "login"]),
+        ("r[1-2]n[1-2]", ["r1n1", "r1n2", "r2n1", "r2n2"]),
+        ("gpu-a-[1-2].site.org", ["gpu-a-1.site.org", "gpu-a-2.site.org"]),
+    ],
+)
+def test_nodelist(nodelist, names):
+    assert expand_nodelist(nodelist) == names
+
+
+@pytest.mark.parametrize("nodelist", ["node[1-", "node[a-b]", "node[]"])
+def test_malformed_nodelist(nodelist):
+    with pytest.raises(UserError, match="cannot read"):
+        expand_nodelist(nodelist)
+
+
+def test_hosts_come_in_slurms_order():
+    assert order_hosts(["n2", "n2", "n1", "n1"], None) == ["n2", "n1"]
+    assert order_hosts(["n2", "n2", "n1", "n1"], "n[1-2]") == ["n1", "n2"]
+
+
+@pytest.mark.parametrize(
+    ("rank_hosts", "nodelist", "sentence"),
+    [
+        (["n1", "n1"], "n[1-2]", "no rank runs on n2"),
+        (["n1", "n1", "x", "x"], "n[1-2]", "ranks run on x"),
+    ],
+)
+def test_hosts_that_differ_from_slurms(rank_hosts, nodelist, sentence):
+    with pytest.raises(UserError, match=sentence):
+        order_hosts(rank_hosts, nodelist)
+
+
+def eth(last, speed=1000):
+    return Address("eth0", f"10.0.0.{last}", "10.0.0.0/24", speed)
+
+
+def ib(last, speed=100_000):
+    return Address("ib0", f"10.1.0.{last}", "10.1.0.0/24", speed)
+
+
+DOCKER = Address("docker0", "172.17.0.1", "172.17.0.0/16", 1_000_000)
+
+
+def test_the_fastest_network_that_joins_all_hosts():
+    both = {"a": [DOCKER, eth(1), ib(1)], "b": [ib(2), DOCKER, eth(2)]}
+    assert choose_addresses(["a", "b"], both, None) == [ib(1), ib(2)]
+    one_without = {"a": [DOCKER, eth(1), ib(1)], "b": [DOCKER, eth(2)]}
+    assert choose_addresses(["a", "b"], one_without, None) == [eth(1), eth(2)]
+
+
+@pytest.mark.parametrize("wanted", ["eth0", "10.0.0.0/24"])
+def test_the_wanted_interface(wanted):
+    both = {"a": [eth(1), ib(1)], "b": [eth(2), ib(2)]}
+    assert choose_addresses(["a", "b"], both, wanted) == [eth(1), eth(2)]
+
+
+def test_no_address_to_choose():
+    with pytest.raises(UserError, match="no network joins all hosts"):
+        choose_addresses(["a", "b"], {"a": [DOCKER], "b": [DOCKER]}, None)
+    with pytest.raises(UserError, match="b has no address on --interface ib0; it has eth0"):
+        choose_addresses(["a", "b"], {"a": [ib(1)], "b": [eth(2)]}, "ib0")
+
+
+def test_own_addresses_can_be_bound():
+    for address in own_addresses():
+        with socket.socket() as probe:
+            probe.bind((address.ip, 0))
+
+
+def test_emulated_hosts_have_addresses_of_their_own():
+    assert [a.ip for a in emulated_addresses(2)] == ["127.0.0.1", "127.0.0.2"]
+    with pytest.raises(UserError):
+        emulated_addresses(300)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("", "is empty"), ("10.0.0.1\nnode2\n", "line 2 .* starts with 'node2'")],
+)
+def test_unreadable_ip_config(tmp_path, text, sentence):
+    path = tmp_path / "ip_config.txt"
+    with pytest.raises(UserError, match="cannot read --ip-config"):
+        read_ip_config(path)
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        read_ip_config(path)
+
+
+@pytest.mark.parametrize(
+    ("listed", "sentence"),
+    [
+        (["10.0.0.1"], "lists 1 hosts but the job has 2"),
+        (["10.0.0.2", "10.0.0.1"], "line 1 .* is 10.0.0.2, which belongs to b, but part 0"),
+        (["10.0.0.1", "10.0.0.9"], "line 2 .* belongs to no host"),
+    ],
+)
+def test_ip_config_that_does_not_fit_the_job(tmp_path, listed, sentence):
+    addresses = {"a": ["10.0.0.1", "10.1.0.1"], "b": ["10.0.0.2"]}
+    check_ip_config(tmp_path, ["10.1.0.1", "10.0.0.2"], ["a", "b"], addresses)
+    with pytest.raises(UserError, match=sentence):
+        check_ip_config(tmp_path, listed, ["a", "b"], addresses)
