@@ -15,13 +15,13 @@ def parse_fan_out(text: str) -> tuple[int, ...]:
     """Read `"10,25"` as (10, 25): one number per layer, input layer first, -1 for all neighbours.
 
     Raises:
-        UserError: not a comma-separated list of integers that are positive, 0 or -1.
+        UserError: not a comma-separated list of integers that are positive or -1.
     """
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if not numbers or any(number < -1 for number in numbers):
+    if not numbers or any(number < 1 and number != -1 for number in numbers):
         raise UserError(
             f"--fan-out {text!r} is no list of fan-outs; give one number per layer, such as 10,25 "
             "(-1 takes all neighbours)"

@@ -1,0 +1,66 @@
+"""Which seed nodes a trainer takes in which step. Runs on trainer ranks and in the local run.
+
+All trainers take the same number of steps, and every train node is a seed exactly once an epoch:
+the longest list of train nodes decides the number of steps, and every trainer deals its own list
+out over them evenly. The size of the whole batch, over all trainers, follows from the lengths of
+the lists, so that each trainer can weight its loss as if one process trained on the whole batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distsage.train.rng import Purpose
+
+
+def own_share(nodes: np.ndarray, share: int, num_shares: int) -> np.ndarray:
+    """Return the `share`-th of `num_shares` nearly equal slices of `nodes`."""
+    return np.array_split(nodes, num_shares)[share]
+
+
+@dataclass(frozen=True)
+class SeedPlan:
+    """The steps of every epoch, for one trainer.
+
+    Attributes:
+        seeds: int64 `[n]`, this trainer's train nodes (gid).
+        counts: number of train nodes of every trainer.
+        batch_size: seed nodes per trainer and step, at most.
+        seed: of the run.
+        trainer_rank: of this trainer.
+    """
+
+    seeds: np.ndarray
+    counts: Sequence[int]
+    batch_size: int
+    seed: int
+    trainer_rank: int
+
+    @property
+    def num_steps(self) -> int:
+        """Steps per epoch, the same on every trainer; at least 1."""
+        return max(1, -(-max(self.counts) // self.batch_size))
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Seed nodes of every step of one epoch: int64, at most `batch_size` each, possibly none.
+
+        A pure function of (seed, epoch, trainer rank).
+        """
+        entropy = np.random.SeedSequence(
+            [self.seed, epoch, self.trainer_rank, int(Purpose.SHUFFLE)]
+        )
+        shuffled = np.random.Generator(np.random.SFC64(entropy)).permutation(self.seeds)
+        return [
+            shuffled[slice(*_slice(len(shuffled), step, self.num_steps))]
+            for step in range(self.num_steps)
+        ]
+
+    def global_batch_size(self, step: int) -> int:
+        """Number of seed nodes of one step over all trainers."""
+        bounds = [_slice(count, step, self.num_steps) for count in self.counts]
+        return sum(stop - start for start, stop in bounds)
+
+
+def _slice(length: int, step: int, num_steps: int) -> tuple[int, int]:
+    return length * step // num_steps, length * (step + 1) // num_steps
