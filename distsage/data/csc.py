@@ -1,0 +1,111 @@
+"""Edge lists -> in-edges as CSC, by counting sorts.
+
+Runs on the login host and in the local run. Every function is linear in nodes and edges, and
+needs no more than one further array of E indices beside its result.
+"""
+
+import numba
+import numpy as np
+
+from distsage.data.graph import Topology
+
+
+def index_dtype(num_nodes: int) -> type[np.int32] | type[np.int64]:
+    """int32 where every id below `num_nodes` fits, else int64."""
+    return np.int32 if num_nodes <= np.iinfo(np.int32).max else np.int64
+
+
+def csc_from_edges(src: np.ndarray, dst: np.ndarray, num_nodes: int) -> Topology:
+    """Sort edges by destination, then by source. Duplicates and self-loops stay.
+
+    Args:
+        src: integer `[E]`, ids in [0, num_nodes).
+        dst: integer `[E]`, likewise.
+        num_nodes: N.
+    """
+    assert len(src) == len(dst)
+    assert not len(src) or min(src.min(), dst.min()) >= 0
+    assert not len(src) or max(src.max(), dst.max()) < num_nodes
+    # Out-edges first: `reverse` visits the sources in order, so its rows come out sorted.
+    out_indptr = _count(src, num_nodes)
+    out_indices = np.empty(len(src), index_dtype(num_nodes))
+    _scatter(src, dst, out_indptr[:-1].copy(), out_indices)
+    return reverse(Topology(out_indptr, out_indices))
+
+
+def reverse(topology: Topology) -> Topology:
+    """Turn every edge round: in-edges (CSC) -> out-edges (CSR) and back; rows come out sorted."""
+    indptr = _count(topology.indices, topology.num_nodes)
+    indices = np.empty(topology.num_edges, index_dtype(topology.num_nodes))
+    _scatter_rows(topology.indptr, topology.indices, indptr[:-1].copy(), indices)
+    return Topology(indptr, indices)
+
+
+def symmetrise(topology: Topology) -> Topology:
+    """Add the reverse of every edge and drop duplicates. Self-loops stay, once each."""
+    reversed_ = reverse(topology)
+    indptr = np.zeros(topology.num_nodes + 1, np.int64)
+    arrays = (topology.indptr, topology.indices, reversed_.indptr, reversed_.indices)
+    _merge(*arrays, indptr, np.empty(0, reversed_.indices.dtype))
+    np.cumsum(indptr, out=indptr)
+    indices = np.empty(indptr[-1], reversed_.indices.dtype)
+    _merge(*arrays, indptr, indices)
+    return Topology(indptr, indices)
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(keys: np.ndarray, num_nodes: int) -> np.ndarray:
+    indptr = np.zeros(num_nodes + 1, np.int64)
+    for key in keys:
+        indptr[key + 1] += 1
+    for node in range(num_nodes):
+        indptr[node + 1] += indptr[node]
+    return indptr
+
+
+@numba.njit(cache=True, nogil=True)
+def _scatter(keys: np.ndarray, values: np.ndarray, position: np.ndarray, out: np.ndarray) -> None:
+    for edge in range(len(keys)):
+        out[position[keys[edge]]] = values[edge]
+        position[keys[edge]] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _scatter_rows(
+    indptr: np.ndarray, indices: np.ndarray, position: np.ndarray, out: np.ndarray
+) -> None:
+    for node in range(len(indptr) - 1):
+        for edge in range(indptr[node], indptr[node + 1]):
+            out[position[indices[edge]]] = node
+            position[indices[edge]] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _merge(
+    indptr_a: np.ndarray,
+    indices_a: np.ndarray,
+    indptr_b: np.ndarray,
+    indices_b: np.ndarray,
+    indptr: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Union of two sorted rows per node; with an empty `out` only count, into `indptr[1:]`."""
+    counting = len(out) == 0
+    for node in range(len(indptr) - 1):
+        a, end_a = indptr_a[node], indptr_a[node + 1]
+        b, end_b = indptr_b[node], indptr_b[node + 1]
+        last, size = -1, 0
+        while a < end_a or b < end_b:
+            if b == end_b or (a < end_a and indices_a[a] <= indices_b[b]):
+                neighbour = indices_a[a]
+                a += 1
+            else:
+                neighbour = indices_b[b]
+                b += 1
+            if neighbour != last:
+                if not counting:
+                    out[indptr[node] + size] = neighbour
+                last = neighbour
+                size += 1
+        if counting:
+            indptr[node + 1] = size

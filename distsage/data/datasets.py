@@ -1,0 +1,203 @@
+"""Name or path -> Graph: the one door through which data enter.
+
+Runs on the login host and in the local run. The loaders (ogb, builtin, npz, tables, synthetic)
+read; what they read is checked and put in shape here. DGL, ogb and torch are imported only for
+the datasets that need them.
+"""
+
+import difflib
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import scipy.sparse
+
+from distsage.data.csc import csc_from_edges, symmetrise
+from distsage.data.graph import Graph
+from distsage.data.raw import RawGraph
+from distsage.data.validate import (
+    check_edges,
+    check_features,
+    check_labels,
+    check_masks,
+    draw_masks,
+    parse_split,
+)
+from distsage.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_OGB = {name.lower(): name for name in ("ogbn-products", "ogbn-arxiv", "ogbn-papers100M")}
+_BUILTIN = ("reddit", "cora", "citeseer", "pubmed")
+# Older guides spell them so.
+_ALIASES = {"ogb-product": "ogbn-products", "ogb-products": "ogbn-products"}
+
+FeatureNorm = Literal["auto", "none", "row"]
+
+
+def load_graph(
+    dataset: str,
+    *,
+    undirected: bool = False,
+    split: str | None = None,
+    split_index: int = 0,
+    feature_norm: FeatureNorm = "auto",
+    dataset_root: Path | None = None,
+    seed: int = 0,
+) -> Graph:
+    """Read, check and shape one graph.
+
+    Blocks for as long as a download takes; a server that is silent for 10 s ends it.
+
+    Args:
+        dataset: `ogbn-products`, `ogbn-arxiv`, `ogbn-papers100M`, `reddit`, `cora`, `citeseer`,
+            `pubmed`, `synthetic[:NODES[:DEGREE]]`; or the path of an `.npz` file, a DGL graph file
+            (`.dgl` or `.bin`) or a directory of tables. Letter case and `_` for `-` do not matter
+            in names; a path that is spelled like a name is written `./cora`.
+        undirected: add the reverse of every edge and drop duplicates. Without it, edges stay as
+            they are given, duplicates and self-loops included.
+        split: draw the masks over the labelled nodes, such as `0.6/0.2/0.2` for train, val and
+            test, instead of taking those that the data have.
+        split_index: which split to take from data with several.
+        feature_norm: divide each row by the sum of its absolute values: `row` always, `none`
+            never, `auto` when features are CSR, since those are bags of words.
+        dataset_root: where downloaded datasets lie; default $DISTSAGE_DATASETS, else
+            `~/.cache/distsage/datasets`.
+        seed: of the drawn masks and of the synthetic graph.
+
+    Raises:
+        UserError: everything that can be wrong with the name, the files or the data in them.
+    """
+    shares = None if split is None else parse_split(split)
+    raw = _read(dataset, dataset_root, seed)
+    origin = raw.origin
+    if raw.num_nodes < 1:
+        raise UserError(f"{origin} holds no nodes")
+    check_edges(origin, raw.src, raw.dst, raw.num_nodes)
+    features = check_features(origin, raw.features, raw.num_nodes)
+    labels, num_classes = check_labels(origin, raw.labels, raw.num_nodes, raw.num_classes)
+    masks = raw.masks if shares is None else draw_masks(origin, labels, shares, seed)
+    train_mask, val_mask, test_mask = check_masks(
+        origin, masks, labels, split_index if shares is None else 0
+    )
+    if feature_norm == "row" or (feature_norm == "auto" and scipy.sparse.issparse(features)):
+        features = _row_normalised(features)
+    topology = csc_from_edges(raw.src, raw.dst, raw.num_nodes)
+    if undirected or raw.one_way:
+        topology = symmetrise(topology)
+    graph = Graph(
+        name=graph_name(dataset),
+        topology=topology,
+        features=features,
+        labels=labels,
+        num_classes=num_classes,
+        train_mask=train_mask,
+        val_mask=val_mask,
+        test_mask=test_mask,
+        original_ids=raw.original_ids,
+    )
+    logger.info(
+        "%s: %d nodes, %d edges, %d features, %d classes; %d train, %d val, %d test nodes",
+        *(graph.name, graph.num_nodes, topology.num_edges, graph.num_features, num_classes),
+        *(train_mask.sum(), val_mask.sum(), test_mask.sum()),
+    )
+    return graph
+
+
+def graph_name(dataset: str) -> str:
+    """The name of a dataset or the stem of a path, in letters, digits, `.`, `_` and `-`."""
+    name = _canonical(dataset)
+    if not _is_name(name):
+        path = Path(dataset).resolve()
+        name = path.name if path.is_dir() else path.stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "graph"
+
+
+def _canonical(dataset: str) -> str:
+    name = dataset.lower().replace("_", "-")
+    return _OGB.get(name, _ALIASES.get(name, name))
+
+
+def _is_name(name: str) -> bool:
+    return name in _OGB.values() or name in _BUILTIN or name.partition(":")[0] == "synthetic"
+
+
+def _read(dataset: str, dataset_root: Path | None, seed: int) -> RawGraph:
+    """Choose the loader."""
+    name = _canonical(dataset)
+    if name.partition(":")[0] == "synthetic":
+        from distsage.data.synthetic import make_synthetic
+
+        return make_synthetic(*_parse_synthetic(dataset), seed=seed)
+    if _is_name(name):
+        root = dataset_root or Path(
+            os.environ.get("DISTSAGE_DATASETS") or "~/.cache/distsage/datasets"
+        )
+        root = root.expanduser()
+        if name in _BUILTIN:
+            from distsage.data.builtin import read_builtin
+
+            return read_builtin(name, root)
+        from distsage.data.ogb import read_ogb
+
+        return read_ogb(name, root)
+    path = Path(dataset).expanduser()
+    _check_path(dataset, path)
+    if path.is_dir():
+        from distsage.data.tables import read_tables
+
+        return read_tables(path)
+    if path.suffix == ".npz":
+        from distsage.data.npz import read_npz
+
+        return read_npz(path)
+    from distsage.data.builtin import read_dgl_file
+
+    return read_dgl_file(path)
+
+
+def _parse_synthetic(dataset: str) -> list[int]:
+    """`synthetic:400000:42` -> [400000, 42]."""
+    numbers = dataset.split(":")[1:]
+    if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
+        raise UserError(
+            f"--dataset {dataset!r} is no synthetic graph; write synthetic, synthetic:NODES or "
+            "synthetic:NODES:DEGREE with whole numbers, such as synthetic:400000:42"
+        )
+    return [int(number) for number in numbers]
+
+
+def _check_path(dataset: str, path: Path) -> None:
+    """`path` exists, may be read and is of a kind that we read."""
+    if not path.exists():
+        if path.suffix or os.sep in dataset:
+            raise UserError(f"there is no file or directory {path}")
+        known = [*_OGB.values(), *_BUILTIN, "synthetic"]
+        near = difflib.get_close_matches(_canonical(dataset), known, n=2, cutoff=0.5)
+        raise UserError(
+            f"unknown dataset {dataset!r}: it is neither a path nor one of {', '.join(known)}"
+            + (f"; did you mean {' or '.join(near)}?" if near else "")
+        )
+    if not path.is_dir() and path.suffix not in (".npz", ".dgl", ".bin"):
+        raise UserError(
+            f"{path} is of no kind that can be read: an .npz file, a DGL graph file (.dgl or "
+            ".bin) or a directory of tables"
+        )
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} may not be read by this user")
+
+
+def _row_normalised(
+    features: "np.ndarray | scipy.sparse.csr_matrix",
+) -> "np.ndarray | scipy.sparse.csr_matrix":
+    """Each row divided by the sum of its absolute values, float32; rows of zeros stay."""
+    sums = np.asarray(abs(features).sum(axis=1)).ravel()
+    factors = np.divide(1, sums, out=np.zeros(len(sums), np.float32), where=sums > 0)
+    if isinstance(features, np.ndarray):
+        return features * factors[:, None]
+    scaled = features.copy()
+    scaled.data *= np.repeat(factors, np.diff(features.indptr))
+    return scaled

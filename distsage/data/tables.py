@@ -1,0 +1,234 @@
+"""Graphs in a directory of tables.
+
+Runs on the login host and in the local run. The directory holds an edge table and a node table,
+each `.parquet`, `.csv` or `.csv.gz` with a header (letter case does not matter):
+
+    edges.csv       src,dst
+                    other columns are ignored
+    nodes.csv       id,label,split,FEATURE,FEATURE,...
+                    id: an integer or a string, as in src and dst; need not be 0..N-1
+                    label: a class 0..C-1, empty for "not labelled"; or label_0, label_1, ... with
+                        zeros and ones for several labels per node
+                    split (optional): train, val, test or empty; or train_mask, val_mask and
+                        test_mask with zeros and ones
+                    every other column is a feature and has to be a number
+
+A node may have no edge. The ids are kept as the graph's original ids.
+"""
+
+import re
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from distsage.data.raw import RawGraph
+from distsage.data.validate import MASKS
+from distsage.errors import UserError
+
+_SUFFIXES = (".parquet", ".csv", ".csv.gz")
+_SYNONYMS = {
+    "source": "src",
+    "target": "dst",
+    "destination": "dst",
+    "node_id": "id",
+    "node": "id",
+    "labels": "label",
+    "valid_mask": "val_mask",
+}
+_SPLITS = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "": -1, "none": -1}
+# A csv row has to fit in one block; wide feature tables have long rows.
+_BLOCK_BYTES = 1 << 26
+
+
+def read_tables(directory: Path) -> RawGraph:
+    """Read the layout above.
+
+    Raises:
+        UserError: a table is missing, unreadable or lacks a column; a node is named twice; an edge
+            names a node that the node table does not have.
+    """
+    edge_path, node_path = _table_path(directory, "edges"), _table_path(directory, "nodes")
+    nodes = _Table(node_path)
+    nodes.require("id")
+    ids = _node_ids(nodes)
+    src, dst = _edge_ends(edge_path, node_path, ids)
+    labels = [name for name in nodes.names if re.fullmatch(r"label_\d+", name)]
+    if labels:
+        labels.sort(key=lambda name: int(name.removeprefix("label_")))
+    else:
+        nodes.require("label")
+        labels = ["label"]
+    special = {"id", "split", *MASKS, *labels}
+    features = [name for name in nodes.names if name not in special]
+    if not features:
+        raise UserError(f"{node_path} has no feature column beside {', '.join(nodes.names)}")
+    columns = nodes.read({name: pa.float64() for name in labels + features})
+    label_matrix = _matrix(node_path, columns, labels, np.float64)
+    return RawGraph(
+        origin=str(directory),
+        num_nodes=len(ids),
+        src=src,
+        dst=dst,
+        features=_matrix(node_path, columns, features, np.float32),
+        labels=label_matrix[:, 0] if labels == ["label"] else label_matrix,
+        masks=_masks(nodes),
+        original_ids=_original_ids(ids),
+    )
+
+
+def _table_path(directory: Path, stem: str) -> Path:
+    found = [path for suffix in _SUFFIXES if (path := directory / (stem + suffix)).exists()]
+    if len(found) != 1:
+        raise UserError(
+            f"{directory} has {'both ' if found else 'no '}"
+            f"{' and '.join(path.name for path in found) or f'{stem}.csv or {stem}.parquet'}; "
+            f"it needs one table of {stem}"
+        )
+    return found[0]
+
+
+class _Table:
+    """One table on disk; columns are read by name and only when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            if path.suffix == ".parquet":
+                found = pa.parquet.read_schema(path).names
+            else:
+                with pa.csv.open_csv(path, pa.csv.ReadOptions(block_size=_BLOCK_BYTES)) as reader:
+                    found = reader.schema.names
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            self._unreadable(error)
+        names = [name.strip().lower() for name in found]
+        self.names = [_SYNONYMS.get(name, name) for name in names]
+        self._found = dict(zip(self.names, found, strict=True))
+        if len(self._found) < len(found):
+            raise UserError(f"{path} has two columns of one name: {', '.join(found)}")
+
+    def require(self, name: str) -> None:
+        if name not in self._found:
+            raise UserError(
+                f"{self.path} has no column {name!r}; its columns are {', '.join(self.names)}"
+            )
+
+    def read(self, types: dict[str, pa.DataType]) -> dict[str, pa.ChunkedArray]:
+        """The named columns, converted."""
+        try:
+            return self.read_unchecked(types)
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            self._unreadable(error)
+
+    def read_unchecked(self, types: dict[str, pa.DataType]) -> dict[str, pa.ChunkedArray]:
+        """As `read`, but values that cannot be converted raise pyarrow's ArrowInvalid."""
+        found = {name: self._found[name] for name in types}
+        if self.path.suffix == ".parquet":
+            table = pa.parquet.read_table(self.path, columns=list(found.values()))
+            return {name: table[found[name]].cast(types[name]) for name in types}
+        table = pa.csv.read_csv(
+            self.path,
+            pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=list(found.values()),
+                column_types={found[name]: types[name] for name in types},
+            ),
+        )
+        return {name: table[found[name]] for name in types}
+
+    def _unreadable(self, error: Exception) -> NoReturn:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{self.path} cannot be read as a table: {reason}") from error
+
+
+def _trim(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.utf8_trim_whitespace(names)
+
+
+def _node_ids(nodes: _Table) -> pa.ChunkedArray:
+    """The ids, int64 where all are integers in their usual spelling ("7", not "007")."""
+    ids = _trim(nodes.read({"id": pa.string()})["id"])
+    if not len(ids):
+        raise UserError(f"{nodes.path} holds no nodes")
+    empty = pc.fill_null(pc.equal(ids, ""), True)
+    if pc.any(empty).as_py():
+        raise UserError(f"{nodes.path}: row {pc.index(empty, True).as_py()} has no id")
+    if pc.count_distinct(ids).as_py() < len(ids):
+        counts = pc.value_counts(ids)
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
+        raise UserError(f"{nodes.path} names node {twice} more than once")
+    try:
+        numbers = ids.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return ids
+    return numbers if pc.all(pc.equal(numbers.cast(pa.string()), ids)).as_py() else ids
+
+
+def _edge_ends(
+    edge_path: Path, node_path: Path, ids: pa.ChunkedArray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers in the node table, `[E]` each."""
+    edges = _Table(edge_path)
+    edges.require("src")
+    edges.require("dst")
+    try:
+        ends = edges.read_unchecked({"src": ids.type, "dst": ids.type})
+    except (OSError, pa.ArrowException, UnicodeDecodeError):
+        # An id that is no integer among integers: read as strings, it is named below.
+        ends = edges.read({"src": pa.string(), "dst": pa.string()})
+        ids = ids.cast(pa.string())
+    rows = []
+    for name in ("src", "dst"):
+        names = _trim(ends[name]) if pa.types.is_string(ids.type) else ends[name]
+        found = pc.index_in(names, value_set=ids)
+        if found.null_count:
+            edge = pc.index(pc.is_null(found), True).as_py()
+            if names[edge].as_py() in (None, ""):
+                raise UserError(f"{edge_path}: edge {edge} has no {name}")
+            raise UserError(
+                f"{edge_path}: the {name} of edge {edge} is node {names[edge]}, which "
+                f"{node_path.name} does not have"
+            )
+        rows.append(found.to_numpy())
+    return rows[0], rows[1]
+
+
+def _matrix(
+    path: Path, columns: dict[str, pa.ChunkedArray], names: list[str], dtype: type[np.floating]
+) -> np.ndarray:
+    """`[N, len(names)]`; an empty cell is NaN."""
+    matrix = np.empty((len(columns[names[0]]), len(names)), dtype)
+    with np.errstate(over="ignore"):
+        for position, name in enumerate(names):
+            matrix[:, position] = columns[name].to_numpy()
+    return matrix
+
+
+def _masks(nodes: _Table) -> dict[str, np.ndarray]:
+    given = [name for name in MASKS if name in nodes.names]
+    if given and "split" in nodes.names:
+        raise UserError(f"{nodes.path} has both a split and {' and '.join(given)}; keep one")
+    if "split" not in nodes.names:
+        columns = nodes.read({name: pa.bool_() for name in given})
+        return {name: pc.fill_null(column, False).to_numpy() for name, column in columns.items()}
+    words = pc.utf8_lower(_trim(pc.fill_null(nodes.read({"split": pa.string()})["split"], "")))
+    for word in pc.unique(words).to_pylist():
+        if word not in _SPLITS:
+            raise UserError(
+                f"{nodes.path}: the split of a node is {word!r}; it has to be train, val, test or "
+                "empty"
+            )
+    part = pc.index_in(words, value_set=pa.array(list(_SPLITS))).to_numpy()
+    mask = np.array(list(_SPLITS.values()))[part]
+    return {name: mask == position for position, name in enumerate(MASKS)}
+
+
+def _original_ids(ids: pa.ChunkedArray) -> np.ndarray | None:
+    array = ids.to_numpy()
+    if array.dtype == object:
+        return array.astype(np.str_)
+    return None if np.array_equal(array, np.arange(len(array))) else array
