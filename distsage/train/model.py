@@ -1,0 +1,223 @@
+"""GraphSAGE with the mean aggregator on plain tensors, the same on CPU and GPU.
+
+Runs on trainer ranks, in the local run and in inference.
+
+Layer l computes `W_self h_v + W_neigh mean(h_u : u in N(v)) + b` (GraphSAGE, arXiv 1706.02216,
+Algorithm 1 with the mean aggregator as in DGL's SAGEConv), with ReLU and dropout between layers.
+Both matrices lie in one weight, so that a layer is one matrix product on `[h_v | mean]`. Features
+need no gradient, so layer 1 has none to its input.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distsage.train import kernels
+from distsage.train.features import Block, InputLayer
+from distsage.train.rng import draw
+
+
+class SageLayer(nn.Module):
+    """The linear half of one layer.
+
+    Attributes:
+        weight: `[out_width, 2 * in_width]`, W_self beside W_neigh.
+        bias: `[out_width]`.
+    """
+
+    def __init__(self, in_width: int, out_width: int) -> None:
+        super().__init__()
+        self.in_width = in_width
+        self.weight = nn.Parameter(torch.empty(out_width, 2 * in_width))
+        self.bias = nn.Parameter(torch.zeros(out_width))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """As DGL's SAGEConv: each matrix xavier-uniform with ReLU's gain, bias zero."""
+        gain = nn.init.calculate_gain("relu")
+        with torch.no_grad():
+            for half in self.weight.split(self.in_width, dim=1):
+                nn.init.xavier_uniform_(half, gain, generator=generator)
+            self.bias.zero_()
+
+    def forward(self, self_and_mean: Tensor) -> Tensor:
+        """Return `[n, out_width]` from `[h_v | mean of h_u]`, `[n, 2 * in_width]`."""
+        return nn.functional.linear(self_and_mean, self.weight, self.bias)
+
+
+class GraphSAGE(nn.Module):
+    """The model; parameters are float32 and equal wherever the seed is equal.
+
+    Args:
+        in_features: F.
+        hidden: width of the layers between.
+        num_classes: C, width of the logits.
+        num_layers: L >= 1.
+        dropout: probability in [0, 1) that a hidden element is dropped in training mode.
+        seed: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        num_classes: int,
+        num_layers: int,
+        dropout: float,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        widths = [in_features, *[hidden] * (num_layers - 1), num_classes]
+        layers = nn.ModuleList(SageLayer(a, b) for a, b in itertools.pairwise(widths))
+        self.layers = cast(Sequence[SageLayer], layers)  # ModuleList has no element type
+        self.dropout = dropout
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.layers:
+            layer.reset_parameters(generator)
+
+    def forward(self, inputs: InputLayer, blocks: Sequence[Block], key: np.uint64) -> Tensor:
+        """Logits `[B, C]` of a batch's seeds; no seeds give `[0, C]` and zero gradients.
+
+        Args:
+            inputs: layer 1, on the device of the parameters.
+            blocks: layers 2..L, likewise.
+            key: the batch's dropout stream, unused in evaluation mode.
+        """
+        h = self.layers[0](input_self_and_mean(inputs))
+        for i, (layer, block) in enumerate(zip(self.layers[1:], blocks, strict=True)):
+            h = relu_dropout(h, self.dropout if self.training else 0.0, np.uint64(draw(key, i)))
+            h = layer(self_and_mean(h, block))
+        return h
+
+
+def input_self_and_mean(inputs: InputLayer) -> Tensor:
+    """Layer 1's `[x_v | mean of x_u]`, float32 `[n1, 2F]`, without gradient."""
+    num_dst = len(inputs.dst_slots)
+    width = inputs.tables[0].shape[1]
+    if inputs.slots.device.type == "cpu":
+        out = torch.empty(num_dst, 2 * width)
+        arrays = [t.numpy() for t in (out, inputs.indptr, inputs.slots, inputs.dst_slots)]
+        tables = [t.numpy() for t in inputs.tables]
+        tables += [tables[0][:0]] * (3 - len(tables))
+        _in_threads(num_dst, lambda a, b: kernels.gather_self_and_mean(*arrays, *tables, a, b))
+        return out
+    (table,) = inputs.tables
+    return torch.cat((table[inputs.dst_slots], _mean(table, inputs.indptr, inputs.slots)), 1)
+
+
+def relu_dropout(h: Tensor, p: float, key: np.uint64) -> Tensor:
+    """ReLU, then dropout of probability p; overwrites h. The mask is a pure function of the key.
+
+    Args:
+        h: `[n, H]`.
+        p: in [0, 1); kept elements are scaled by 1 / (1 - p).
+        key: stream of this layer and batch.
+    """
+    return _ReluDropout.apply(h, p, key)
+
+
+def self_and_mean(h: Tensor, block: Block) -> Tensor:
+    """Return `[h_v | mean of h_u]`, `[num_dst, 2H]`, for the destinations of a block."""
+    return _SelfAndMean.apply(h, block.indptr, block.indices)
+
+
+class _ReluDropout(torch.autograd.Function):
+    """Saves only its result: an element passes gradient exactly where it is positive."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, p: float, key: np.uint64) -> Tensor:
+        threshold = round(p * 2**32)
+        ctx.scale = 1.0 / (1.0 - p)
+        ctx.mark_dirty(h)
+        if h.device.type == "cpu":
+            array = h.detach().numpy()
+            scale = np.float32(ctx.scale)
+            _in_threads(
+                len(h), lambda a, b: kernels.relu_dropout(array, threshold, scale, key, a, b)
+            )
+        else:
+            h.clamp_(min=0).mul_((_hash32(h, key) >= threshold) * ctx.scale)
+        ctx.save_for_backward(h)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (h,) = ctx.saved_tensors
+        return torch.where(h > 0, grad * ctx.scale, 0.0), None, None
+
+
+def _hash32(h: Tensor, key: np.uint64) -> Tensor:
+    """The hash of `kernels.relu_dropout` for every element: int64 `[n, H]` in [0, 2**32)."""
+    rows = np.arange(1, len(h) + 1, dtype=np.uint64)
+    x = np.uint64(key) + rows * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = x ^ (x >> np.uint64(31))
+    low = torch.from_numpy((x & np.uint64(0xFFFFFFFF)).astype(np.int64)).to(h.device)[:, None]
+    high = torch.from_numpy((x >> np.uint64(32)).astype(np.int64)).to(h.device)[:, None]
+    mask = 0xFFFFFFFF
+    k = torch.arange(h.shape[1], device=h.device)
+    y = (k * 0x9E3779B9 & mask) + low & mask
+    y = ((y ^ (y >> 16)) * 0x7FEB352D & mask) ^ high
+    y = (y ^ (y >> 15)) * 0x846CA68B & mask
+    return y ^ (y >> 16)
+
+
+class _SelfAndMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, indptr: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indptr, indices)
+        ctx.num_src = len(h)
+        num_dst = len(indptr) - 1
+        if h.device.type == "cpu":
+            out = h.new_empty(num_dst, 2 * h.shape[1])
+            arrays = [t.detach().numpy() for t in (out, indptr, indices, h)]
+            _in_threads(num_dst, lambda a, b: kernels.self_and_mean(*arrays, a, b))
+            return out
+        return torch.cat((h[:num_dst], _mean(h, indptr, indices)), 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        indptr, indices = ctx.saved_tensors
+        num_dst = len(grad)
+        width = grad.shape[1] // 2
+        if grad.device.type == "cpu":
+            grad_h = grad.new_empty(ctx.num_src, width)
+            arrays = [t.numpy() for t in (grad_h, grad, indptr, indices)]
+            _in_threads(width, lambda a, b: kernels.self_and_mean_backward(*arrays, a, b), 64)
+            return grad_h, None, None
+        grad_h = grad.new_zeros(ctx.num_src, width)
+        grad_h[:num_dst] = grad[:, :width]
+        degree = indptr.diff()
+        grad_mean = grad[:, width:] / degree.clamp(min=1)[:, None]
+        grad_h.index_add_(0, indices, grad_mean.repeat_interleave(degree, 0))
+        return grad_h, None, None
+
+
+def _mean(table: Tensor, indptr: Tensor, slots: Tensor) -> Tensor:
+    """Mean of the edges' rows per destination, `[n, width]`; 0 where there is no edge."""
+    return nn.functional.embedding_bag(
+        slots, table, indptr.to(slots.dtype), mode="mean", include_last_offset=True
+    )
+
+
+def _in_threads(count: int, kernel: Callable[[int, int], None], least: int = 256) -> None:
+    """Run kernel(begin, end) over [0, count), one piece of at least `least` per torch thread."""
+    pieces = min(torch.get_num_threads(), math.ceil(count / least))
+    if pieces <= 1:
+        kernel(0, count)
+        return
+    bounds = [count * i // pieces for i in range(pieces + 1)]
+    list(_pool().map(kernel, bounds[:-1], bounds[1:]))
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "kernel")

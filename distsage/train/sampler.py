@@ -1,0 +1,223 @@
+"""Neighbour sampling on a host's copy of the topology.
+
+Runs on trainer ranks and in the workers of the local run; needs numpy and numba, no DGL. All loops
+release the GIL, so that a thread can sample ahead.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from distsage.data.graph import Topology
+from distsage.errors import UserError
+from distsage.train.rng import below, draw, mix64
+
+
+@dataclass(frozen=True)
+class Csc:
+    """The edges of one sampled layer; the first `num_dst` of its source nodes are its destinations.
+
+    Attributes:
+        indptr: int64 `[num_dst + 1]`. Destination i has the edges `indices[indptr[i]:indptr[i+1]]`.
+        indices: integer `[nnz]`, the source of each edge: a `_bid` in [0, num_src), or a `_gid` in
+            the input layer of a batch whose inputs are not numbered.
+        num_src: number of source nodes.
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    num_src: int
+
+    @property
+    def num_dst(self) -> int:
+        """Number of destination nodes."""
+        return len(self.indptr) - 1
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """What a trainer needs to know about one step, apart from features and labels.
+
+    The layers are in the order of the computation: `input_edges` is layer 1, `blocks[0]` layer 2,
+    and the destinations of the last one are the seeds. Source node j of `blocks[0]` is destination
+    j of the input layer.
+
+    Attributes:
+        key: the dropout stream of this batch (`distsage.train.rng.stream_key`).
+        seed_gid: int64 `[B]`.
+        blocks: layers 2..L, indices are int32 `_bid`.
+        dst_gid: `[n1]` of the topology's integer type, the destinations of the input layer.
+        input_edges: layer 1, `[n1]` destinations. Its indices are `_gid`, or int32 `_bid` where
+            the inputs are numbered; num_src is then `len(input_gid)`, otherwise N.
+        input_gid: None, or the unique input nodes, `[num_src]`; `dst_gid` is its beginning.
+    """
+
+    key: np.uint64
+    seed_gid: np.ndarray
+    blocks: tuple[Csc, ...]
+    dst_gid: np.ndarray
+    input_edges: Csc
+    input_gid: np.ndarray | None
+
+
+class Sampler:
+    """Uniform neighbour sampling, layer by layer from the seeds (GraphSAGE, arXiv 1706.02216, 3.1).
+
+    Not for use by two threads at once: it keeps a scratch array of N integers. A batch is a pure
+    function of the topology, the options, the seeds and the key.
+
+    Args:
+        topology: in-edges; the arrays may be read-only memory maps.
+        fan_outs: neighbours to sample per layer, input-side layer first, seeds last, as in DGL;
+            -1 takes all of them. A node with fewer neighbours keeps those it has.
+        replace: pick with replacement. A node with any neighbours then has exactly fan-out picks.
+        number_inputs: also number the unique input nodes, for a caller that gathers their rows.
+
+    Raises:
+        UserError: a fan-out is neither -1 nor positive.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        fan_outs: Sequence[int],
+        *,
+        replace: bool = False,
+        number_inputs: bool = False,
+    ) -> None:
+        if not fan_outs or any(f != -1 and f < 1 for f in fan_outs):
+            raise UserError(f"fan-outs are -1 (all neighbours) or at least 1, not {list(fan_outs)}")
+        self.topology = topology
+        self.fan_outs = tuple(int(f) for f in fan_outs)
+        self.replace = replace
+        self.number_inputs = number_inputs
+        self._slot = np.full(topology.num_nodes, -1, np.int32)
+        max_degree = int(np.diff(topology.indptr).max(initial=0))
+        self._picked = np.zeros(max_degree // 64 + 1, np.uint64)
+
+    def sample(self, seed_gid: np.ndarray, key: np.uint64, dropout_key: np.uint64) -> MiniBatch:
+        """Draw one mini-batch.
+
+        Args:
+            seed_gid: int64 `[B]`, distinct; B may be 0.
+            key: stream of the picks.
+            dropout_key: handed on as `MiniBatch.key`.
+        """
+        topology = self.topology
+        num_layers = len(self.fan_outs)
+        blocks: list[Csc] = []
+        input_gid = None
+        dst_gid = seed_gid.astype(topology.indices.dtype)
+        for layer in reversed(range(num_layers)):
+            indptr, src_gid = _sample_layer(
+                topology.indptr,
+                topology.indices,
+                dst_gid,
+                self.fan_outs[layer],
+                self.replace,
+                np.uint64(draw(key, layer)),
+                self._picked,
+            )
+            if layer == 0 and not self.number_inputs:
+                break
+            gid = np.empty(len(dst_gid) + len(src_gid), src_gid.dtype)
+            bid = np.empty(len(src_gid), np.int32)
+            num_src = _number(dst_gid, src_gid, self._slot, gid, bid)
+            edges = Csc(indptr, bid, num_src)
+            if layer == 0:
+                input_gid = gid[:num_src]
+            else:
+                blocks.append(edges)
+                dst_gid = gid[:num_src]
+        if input_gid is None:
+            edges = Csc(indptr, src_gid, topology.num_nodes)
+        return MiniBatch(dropout_key, seed_gid, tuple(reversed(blocks)), dst_gid, edges, input_gid)
+
+
+@numba.njit(nogil=True, cache=True)
+def _sample_layer(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    dst_gid: np.ndarray,
+    fan_out: int,
+    replace: bool,
+    key: np.uint64,
+    picked: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pick neighbours of each destination: (indptr int64 `[n + 1]`, source gids `[nnz]`).
+
+    Without replacement by Floyd's algorithm (Bentley, CACM 30(9), 1987): exactly fan_out draws a
+    row. `picked` is a bit set of at least the largest degree, all zero before and after.
+    """
+    num_dst = len(dst_gid)
+    out_indptr = np.empty(num_dst + 1, np.int64)
+    out_indptr[0] = 0
+    for i in range(num_dst):
+        v = dst_gid[i]
+        degree = indptr[v + 1] - indptr[v]
+        if fan_out >= 0 and (degree > fan_out or (replace and degree > 0)):
+            degree = fan_out
+        out_indptr[i + 1] = out_indptr[i] + degree
+    out_src = np.empty(out_indptr[num_dst], indices.dtype)
+    for i in range(num_dst):
+        v = dst_gid[i]
+        first = indptr[v]
+        degree = indptr[v + 1] - first
+        out = out_indptr[i]
+        if fan_out < 0 or (degree <= fan_out and not replace):
+            for j in range(degree):
+                out_src[out + j] = indices[first + j]
+            continue
+        if degree == 0:
+            continue
+        row_key = mix64(key + np.uint64(i))
+        if replace:
+            for p in range(fan_out):
+                out_src[out + p] = indices[first + below(draw(row_key, p), degree)]
+            continue
+        base = degree - fan_out
+        for p in range(fan_out):
+            j = below(draw(row_key, p), base + p + 1)
+            bit = np.uint64(1) << np.uint64(j & 63)
+            if picked[j >> 6] & bit:
+                j = base + p
+                bit = np.uint64(1) << np.uint64(j & 63)
+            picked[j >> 6] |= bit
+            out_src[out + p] = j
+        for p in range(fan_out):
+            j = int(out_src[out + p])
+            picked[j >> 6] = 0
+            out_src[out + p] = indices[first + j]
+    return out_indptr, out_src
+
+
+@numba.njit(nogil=True, cache=True)
+def _number(
+    dst_gid: np.ndarray,
+    src_gid: np.ndarray,
+    slot: np.ndarray,
+    gid: np.ndarray,
+    bid: np.ndarray,
+) -> int:
+    """Number the nodes of a block, destinations first: fill `bid`, and `gid[:n]`; return n.
+
+    `slot` `[N]` is -1 everywhere before and after; it is cleared through the nodes it touched.
+    """
+    n = len(dst_gid)
+    for i in range(n):
+        gid[i] = dst_gid[i]
+        slot[dst_gid[i]] = i
+    for e in range(len(src_gid)):
+        v = src_gid[e]
+        s = slot[v]
+        if s < 0:
+            s = n
+            slot[v] = n
+            gid[n] = v
+            n += 1
+        bid[e] = s
+    for i in range(n):
+        slot[gid[i]] = -1
+    return n

@@ -1,0 +1,50 @@
+"""Slots of own, cached and missed rows, against brute force."""
+
+import numpy as np
+import pytest
+import torch
+
+from distsage.train.features import SlotMap, local_input
+from distsage.train.model import input_self_and_mean
+from distsage.train.sampler import Sampler
+from tests.unit.graphs import key_of, random_topology
+
+N = 400
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(0, N), (0, 150), (150, 300), (300, 400), (200, 200)])
+@pytest.mark.parametrize("num_cached", [0, 40])
+def test_every_slot_leads_to_the_row_of_its_node(lo, hi, num_cached):
+    rng = np.random.default_rng(lo + num_cached)
+    x = torch.from_numpy(rng.standard_normal((N, 6), "f4"))
+    remote = np.setdiff1d(np.arange(N), np.arange(lo, hi))
+    cached_gid = rng.permutation(remote)[:num_cached]
+    slot_map = SlotMap(N, lo, hi, cached_gid)
+    topology = random_topology(N, 6000)
+    for step in range(3):  # nothing of a batch may be left for the next
+        batch = Sampler(topology, [4, 3]).sample(
+            rng.choice(N, 30, replace=False), key_of(step), np.uint64(0)
+        )
+        src_gid = batch.input_edges.indices
+        split = slot_map.split(src_gid, batch.dst_gid)
+
+        asked = np.concatenate((src_gid, batch.dst_gid))
+        expected_misses = set(asked) - set(range(lo, hi)) - set(cached_gid)
+        assert set(split.missed_gid) == expected_misses
+        assert len(split.missed_gid) == len(expected_misses)
+        assert split.num_own == ((lo <= asked) & (asked < hi)).sum()
+        assert split.num_cached == np.isin(asked, cached_gid).sum()
+
+        tables = (x[lo:hi], x[cached_gid], x[split.missed_gid])
+        rows = torch.cat(tables)
+        assert torch.equal(rows[split.slots], x[src_gid])
+        assert torch.equal(rows[split.dst_slots], x[batch.dst_gid])
+
+        inputs = split.input(batch.input_edges.indptr, tables)
+        whole = input_self_and_mean(local_input(batch, x))
+        assert torch.equal(input_self_and_mean(inputs), whole)
+        for i in range(len(batch.dst_gid)):
+            src = src_gid[batch.input_edges.indptr[i] : batch.input_edges.indptr[i + 1]]
+            mean = x[src].double().mean(0) if len(src) else torch.zeros(6, dtype=torch.float64)
+            torch.testing.assert_close(whole[i, :6], x[batch.dst_gid[i]])
+            torch.testing.assert_close(whole[i, 6:].double(), mean, rtol=1e-5, atol=1e-6)
