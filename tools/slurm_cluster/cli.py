@@ -43,7 +43,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("host", metavar="HOST", help=f"node1, node2, ... or {CONTROLLER}")
     run.add_argument("words", metavar="CMD", nargs=argparse.REMAINDER)
 
-    submit = verbs.add_parser("submit", help="sbatch, as on a login host; prints the job's id")
+    # No prefix that an argument can start with: all of them are sbatch's, `-N2` as well.
+    submit = verbs.add_parser(
+        "submit",
+        help="sbatch, as on a login host; prints the job's id",
+        prefix_chars="\0",
+        add_help=False,
+    )
     submit.add_argument("words", metavar="SBATCH-ARGS", nargs=argparse.REMAINDER)
 
     verbs.add_parser("status", help="show each host as it is and as Slurm sees it")

@@ -235,8 +235,12 @@ class Cluster:
         def wait(missing: Callable[[], list[str]], what: str) -> None:
             while hosts_missing := missing():
                 dead = [host for host, starter in starters.items() if starter.poll() is not None]
-                if dead or time.monotonic() > deadline:
-                    raise ClusterError(self._complaint(dead or hosts_missing, what))
+                if dead:
+                    raise ClusterError(self._complaint(dead, "ended while starting"))
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        self._complaint(hosts_missing, f"{what} within {START_SECONDS:.0f} s")
+                    )
                 time.sleep(0.02)
 
         pids: dict[str, int] = {}
@@ -288,7 +292,7 @@ class Cluster:
             else:
                 network.connect(host, pids[host], pids[CONTROLLER], rate)
         except network.NetworkError as error:
-            raise ClusterError(f"{host}: {error}") from error
+            raise ClusterError(self._complaint([host], f"has no network: {error}")) from error
 
     def _prove_that_jobs_run(self, plan: Plan) -> None:
         """Run a job on all hosts: wrong control groups end one as completed, but never run it."""
@@ -300,7 +304,7 @@ class Cluster:
 
     def _complaint(self, hosts: Sequence[str], what: str) -> str:
         """Return a message with the end of the logs of the first of `hosts`."""
-        lines = [f"{', '.join(hosts)} {what} within {START_SECONDS:.0f} s"]
+        lines = [f"{', '.join(hosts)} {what}"]
         daemon = "slurmctld" if hosts[0] == CONTROLLER else f"{hosts[0]}.slurmd"
         for log in (self.state / "log" / hosts[0], self.state / "log" / daemon):
             if log.exists():
