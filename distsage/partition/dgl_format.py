@@ -1,0 +1,127 @@
+"""Parts on disk in the format of DGL 1.1.3's `partition_graph`. Runs on the login host and readers.
+
+DGL's own writer holds several int64 copies of the whole graph at once and reports an edge cut of 0;
+this one handles one part at a time. What differs in the files: the local graph is stored as CSC,
+which loads faster than DGL's COO, and it leaves out the edges *into* halo nodes, which nothing
+reads, since a node's in-edges are always asked of the part that owns it.
+"""
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import dgl
+import numpy as np
+import torch
+from dgl.data.utils import load_tensors, save_tensors
+
+from distsage.data.graph import Topology
+
+NODE_TYPE = "_N"
+EDGE_TYPE = "_N:_E:_N"
+
+
+def write_part(
+    directory: Path,
+    *,
+    part: int,
+    topology: Topology,
+    offsets: np.ndarray,
+    first_edge: int,
+    node_data: Mapping[str, np.ndarray],
+) -> int:
+    """Write `graph.dgl`, `node_feat.dgl` and an empty `edge_feat.dgl` of one part.
+
+    The local graph has the part's own nodes first, in gid order, then its halo nodes, in gid order.
+
+    Args:
+        directory: created here.
+        part: the part's number.
+        topology: in-edges of the part's n nodes, sources as gids.
+        offsets: int64 `[P + 1]`, see `Order`.
+        first_edge: global id of the part's first edge; the others follow.
+        node_data: rows of the part's nodes by name, `[n, ...]` each; no bool, which DGL stores as
+            uint8 anyway.
+
+    Returns:
+        The number of halo nodes.
+    """
+    num_nodes = int(offsets[-1])
+    low, high = int(offsets[part]), int(offsets[part + 1])
+
+    is_halo = np.zeros(num_nodes, bool)
+    is_halo[topology.indices] = True
+    is_halo[low:high] = False
+    halo_gid = np.flatnonzero(is_halo)
+    del is_halo
+    local_gid = np.concatenate([np.arange(low, high), halo_gid])
+    slot = np.empty(num_nodes, np.int64)
+    slot[local_gid] = np.arange(len(local_gid))
+
+    num_local, num_edges = len(local_gid), topology.num_edges
+    indptr = np.full(num_local + 1, num_edges, np.int64)
+    indptr[: high - low + 1] = topology.indptr
+    no_edge_ids = torch.empty(0, dtype=torch.int64)  # means: edges are numbered as they stand
+    local = dgl.graph(
+        ("csc", (torch.from_numpy(indptr), torch.from_numpy(slot[topology.indices]), no_edge_ids)),
+        num_nodes=num_local,
+    )
+    del slot
+    local.ndata["part_id"] = torch.from_numpy(
+        np.searchsorted(offsets, local_gid, side="right").astype(np.int64) - 1
+    )
+    local.ndata["inner_node"] = (torch.arange(num_local) < high - low).to(torch.uint8)
+    local.ndata[dgl.NID] = torch.from_numpy(local_gid)
+    local.edata["inner_edge"] = torch.ones(num_edges, dtype=torch.uint8)
+    local.edata[dgl.EID] = torch.arange(first_edge, first_edge + num_edges)
+
+    directory.mkdir()
+    dgl.save_graphs(str(directory / "graph.dgl"), [local], formats="csc")
+    save_tensors(
+        str(directory / "node_feat.dgl"),
+        {f"{NODE_TYPE}/{name}": torch.from_numpy(rows) for name, rows in node_data.items()},
+    )
+    save_tensors(str(directory / "edge_feat.dgl"), {})
+    return len(halo_gid)
+
+
+def write_config(
+    path: Path,
+    *,
+    graph_name: str,
+    part_method: str,
+    node_offsets: np.ndarray,
+    edge_offsets: np.ndarray,
+) -> None:
+    """Write the JSON that `dgl.distributed` opens; `path` lies beside the `part<i>` directories."""
+
+    def ranges(offsets: np.ndarray) -> list[list[int]]:
+        return [[int(low), int(high)] for low, high in pairwise(offsets)]
+
+    num_parts = len(node_offsets) - 1
+    config = {
+        "graph_name": graph_name,
+        "num_nodes": int(node_offsets[-1]),
+        "num_edges": int(edge_offsets[-1]),
+        "part_method": part_method,
+        "num_parts": num_parts,
+        "halo_hops": 1,
+        "node_map": {NODE_TYPE: ranges(node_offsets)},
+        "edge_map": {EDGE_TYPE: ranges(edge_offsets)},
+        "ntypes": {NODE_TYPE: 0},
+        "etypes": {EDGE_TYPE: 0},
+    }
+    for part in range(num_parts):
+        config[f"part-{part}"] = {
+            "node_feats": f"part{part}/node_feat.dgl",
+            "edge_feats": f"part{part}/edge_feat.dgl",
+            "part_graph": f"part{part}/graph.dgl",
+        }
+    path.write_text(json.dumps(config, indent=4))
+
+
+def read_node_data(directory: Path) -> dict[str, np.ndarray]:
+    """The rows of a part's own nodes by name, `[n, ...]` each, in gid order."""
+    tensors = load_tensors(str(directory / "node_feat.dgl"))
+    return {name.removeprefix(f"{NODE_TYPE}/"): rows.numpy() for name, rows in tensors.items()}

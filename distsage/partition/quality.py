@@ -1,0 +1,100 @@
+"""How good a partition is: sizes, edge cut, balance. Runs on the login host and in reports."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from distsage.partition.parts import Manifest, Part
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """Sizes per part and what they come to.
+
+    Attributes:
+        graph_name: whose parts they are.
+        parts: one entry per part.
+        edge_cut: directed edges whose ends lie in different parts.
+        edge_cut_percent: the same, of all edges; 0 for a graph without edges.
+        halo_nodes: over all parts: rows of other hosts that full-neighbour inference reads.
+        balance: largest part / mean part, of nodes, edges and train nodes; 1 is even.
+    """
+
+    graph_name: str
+    parts: tuple[Part, ...]
+    edge_cut: int
+    edge_cut_percent: float
+    halo_nodes: int
+    balance: dict[str, float]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "QualityReport":
+        """The report on the parts that a manifest describes."""
+        parts = manifest.parts
+        return cls(
+            graph_name=manifest.graph_name,
+            parts=parts,
+            edge_cut=manifest.edge_cut,
+            edge_cut_percent=100 * manifest.edge_cut / max(manifest.num_edges, 1),
+            halo_nodes=sum(part.halo_nodes for part in parts),
+            balance={
+                "nodes": _max_over_mean([part.num_nodes for part in parts]),
+                "edges": _max_over_mean([part.num_edges for part in parts]),
+                "train_nodes": _max_over_mean([part.train_nodes for part in parts]),
+            },
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As `quality.json` has it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """A table for the terminal."""
+        header = ["part", "nodes", "halo", "edges", "cut", "train", "val", "test", "size"]
+        rows = [
+            [
+                str(index),
+                *(
+                    f"{count:,}"
+                    for count in (
+                        part.num_nodes,
+                        part.halo_nodes,
+                        part.num_edges,
+                        part.cut_edges,
+                        part.train_nodes,
+                        part.val_nodes,
+                        part.test_nodes,
+                    )
+                ),
+                human_bytes(part.bytes),
+            ]
+            for index, part in enumerate(self.parts)
+        ]
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        table = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            for row in (header, *rows)
+        ]
+        balance = ", ".join(f"{name.replace('_', ' ')} {x:.3f}" for name, x in self.balance.items())
+        return "\n".join(
+            [
+                *table,
+                f"edge cut: {self.edge_cut:,} directed edges ({self.edge_cut_percent:.2f} %)",
+                f"largest part / mean part: {balance}",
+            ]
+        )
+
+
+def human_bytes(count: int) -> str:
+    """A size for people, such as `1.2 GiB`."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _max_over_mean(counts: Sequence[int]) -> float:
+    total = sum(counts)
+    return max(counts) * len(counts) / total if total else 1.0

@@ -1,0 +1,76 @@
+"""From original ids to gids: part i owns one contiguous range. Runs on the login host."""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from distsage.data.graph import Topology
+
+
+@dataclass(frozen=True)
+class Order:
+    """The new numbering of the nodes: part-major, and by original position inside a part.
+
+    Attributes:
+        offsets: int64 `[P + 1]`; part i owns the gids in [offsets[i], offsets[i + 1]).
+        position: int64 `[N]`, gid to position in the graph as it was read.
+        gid: `[N]`, position to gid, in the dtype of the topology's indices.
+    """
+
+    offsets: np.ndarray
+    position: np.ndarray
+    gid: np.ndarray
+
+    @classmethod
+    def of(cls, assignment: np.ndarray, num_parts: int, dtype: np.dtype) -> "Order":
+        """Number the nodes by the part that `assignment` (`[N]`) gives them."""
+        offsets = np.zeros(num_parts + 1, np.int64)
+        np.cumsum(np.bincount(assignment, minlength=num_parts), out=offsets[1:])
+        position = np.argsort(assignment, kind="stable")
+        gid = np.empty(len(position), dtype)
+        gid[position] = np.arange(len(position), dtype=dtype)
+        return cls(offsets, position, gid)
+
+    @property
+    def num_parts(self) -> int:
+        """P."""
+        return len(self.offsets) - 1
+
+    def positions_of(self, part: int) -> np.ndarray:
+        """Positions of a part's nodes, in gid order: a view."""
+        return self.position[self.offsets[part] : self.offsets[part + 1]]
+
+
+def part_topology(topology: Topology, order: Order, part: int) -> Topology:
+    """The in-edges of a part's nodes, in gid order, with gids as sources.
+
+    Returns:
+        A topology of the part's n nodes: indptr `[n + 1]`; indices gids, in [0, N), sorted within
+        each node.
+    """
+    positions = order.positions_of(part)
+    degrees = topology.indptr[positions + 1] - topology.indptr[positions]
+    indptr = np.zeros(len(positions) + 1, np.int64)
+    np.cumsum(degrees, out=indptr[1:])
+    indices = np.empty(int(indptr[-1]), order.gid.dtype)
+    _relabel(topology.indptr, topology.indices, positions, order.gid, indices)
+    return Topology(indptr, indices)
+
+
+@numba.njit(cache=True)
+def _relabel(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    positions: np.ndarray,
+    gid: np.ndarray,
+    relabelled: np.ndarray,
+) -> None:
+    start = 0
+    for position in positions:
+        end = start
+        for edge in range(indptr[position], indptr[position + 1]):
+            relabelled[end] = gid[indices[edge]]
+            end += 1
+        relabelled[start:end].sort()
+        start = end

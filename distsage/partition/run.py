@@ -1,0 +1,290 @@
+"""From a graph to a parts directory. Runs on the login host."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from distsage import __version__
+from distsage.data.graph import Graph, Topology
+from distsage.errors import UserError
+from distsage.files import atomic_directory, write_json
+from distsage.partition import estimate
+from distsage.partition.metis import PartMethod, assign
+from distsage.partition.parts import (
+    CACHE_RANKING,
+    INDICES,
+    INDPTR,
+    MANIFEST,
+    ORIGINAL_IDS,
+    QUALITY,
+    File,
+    Manifest,
+    Part,
+    sha256,
+)
+from distsage.partition.quality import QualityReport
+from distsage.partition.ranking import rank_remote
+from distsage.partition.reorder import Order, part_topology
+
+logger = logging.getLogger(__name__)
+
+
+def partition(
+    graph: Graph,
+    num_parts: int,
+    output: Path,
+    *,
+    method: PartMethod = "metis",
+    balance_train: bool = False,
+    balance_edges: bool = False,
+    num_trainers_per_host: int = 1,
+    seed: int = 0,
+    fan_out: Sequence[int] = (10, 25),
+    batch_size: int = 1000,
+    force: bool = False,
+    configuration: Mapping[str, Any] | None = None,
+) -> QualityReport:
+    """Split a graph into parts and write them; `output` appears only when it is whole.
+
+    Logs its progress.
+
+    Args:
+        graph: what to split. It stays as it is.
+        num_parts: one per host.
+        output: the directory to create.
+        method: see `assign`.
+        balance_train: see `assign`.
+        balance_edges: see `assign`.
+        num_trainers_per_host: above 1, the graph is first split for all trainers of all hosts, and
+            the parts of a host's trainers are put together; `trainer_id` in the node data tells
+            which trainer a node is close to (as DGL's `num_trainers_per_machine`).
+        seed: of `method="random"`.
+        fan_out: the fan-outs that the cache ranking expects, input layer first.
+        batch_size: the seed nodes per mini-batch that it expects.
+        force: go on although the machine seems to have too little memory or disk.
+        configuration: further options to record in the manifest, such as the data set's.
+
+    Raises:
+        UserError: fewer than one part or trainer, more parts than nodes, `output` exists or cannot
+            be written, the graph's name is taken, too little memory or disk, or see `assign`.
+    """
+    num_trainers = num_parts * num_trainers_per_host
+    _check_arguments(graph, num_parts, num_trainers_per_host, output)
+    logger.info(
+        f"partitioning {graph.name} ({graph.num_nodes:,} nodes, {graph.topology.num_edges:,} "
+        f"directed edges, {graph.num_features:,} features) into {num_parts} parts"
+    )
+    logger.info(estimate.check(estimate.estimate(graph, num_trainers, method), output, force=force))
+    options = {
+        "method": method,
+        "balance_train": balance_train,
+        "balance_edges": balance_edges,
+        "num_trainers_per_host": num_trainers_per_host,
+        "seed": seed,
+        "fan_out": list(fan_out),
+        "batch_size": batch_size,
+    }
+    with atomic_directory(output) as directory:
+        with _timed(f"assigning nodes to {num_trainers} parts ({method})"):
+            trainer = assign(
+                graph,
+                num_trainers,
+                scratch=directory,
+                method=method,
+                balance_train=balance_train,
+                balance_edges=balance_edges,
+                seed=seed,
+            )
+        order = Order.of(trainer // num_trainers_per_host, num_parts, graph.topology.indices.dtype)
+        parts = _write_parts(
+            graph, order, trainer if num_trainers_per_host > 1 else None, method, directory
+        )
+        with _timed("ranking remote nodes"):
+            _write_rankings(graph, order, fan_out, batch_size, directory)
+        with _timed("checksums"):
+            report = _finish(
+                graph, parts, num_trainers_per_host, options | dict(configuration or {}), directory
+            )
+    return report
+
+
+def _check_arguments(
+    graph: Graph, num_parts: int, num_trainers_per_host: int, output: Path
+) -> None:
+    if num_parts < 1:
+        raise UserError(f"cannot split a graph into {num_parts} parts; give 1 or more")
+    if num_trainers_per_host < 1:
+        raise UserError(f"{num_trainers_per_host} trainers per host cannot train; give 1 or more")
+    num_trainers = num_parts * num_trainers_per_host
+    if num_trainers > graph.num_nodes:
+        raise UserError(
+            f"{graph.name} has {graph.num_nodes} nodes, too few for {num_trainers} parts "
+            f"({num_parts} hosts, {num_trainers_per_host} trainers each); ask for fewer"
+        )
+    if f"{graph.name}.json" in (MANIFEST, QUALITY):
+        raise UserError(
+            f"a graph cannot be named {graph.name!r}: the parts directory has a file "
+            f"{graph.name}.json of its own; rename the data"
+        )
+    if output.exists():  # atomic_directory says so too, but hours later for a large graph
+        raise UserError(f"{output} exists already; name another directory or remove it first")
+
+
+def _write_parts(
+    graph: Graph,
+    order: Order,
+    trainer: np.ndarray | None,
+    method: PartMethod,
+    directory: Path,
+) -> list[Part]:
+    """Write the topology, the original ids and the parts, one part at a time."""
+    from distsage.partition.dgl_format import write_config, write_part
+
+    (directory / INDPTR).parent.mkdir()
+    num_edges = graph.topology.num_edges
+    indptr = np.zeros(graph.num_nodes + 1, np.int64)
+    edge_offsets = np.zeros(order.num_parts + 1, np.int64)
+    parts = []
+    with open(directory / INDICES, "wb") as stream:
+        np.lib.format.write_array_header_1_0(
+            stream,
+            {
+                "descr": np.lib.format.dtype_to_descr(order.gid.dtype),
+                "fortran_order": False,
+                "shape": (num_edges,),
+            },
+        )
+        for index in range(order.num_parts):
+            with _timed(f"writing part {index}"):
+                low, high = int(order.offsets[index]), int(order.offsets[index + 1])
+                first_edge = int(edge_offsets[index])
+                topology = part_topology(graph.topology, order, index)
+                edge_offsets[index + 1] = first_edge + topology.num_edges
+                indptr[low + 1 : high + 1] = first_edge + topology.indptr[1:]
+                topology.indices.tofile(stream)
+                node_data = _node_data(graph, order.positions_of(index), trainer)
+                halo_nodes = write_part(
+                    directory / f"part{index}",
+                    part=index,
+                    topology=topology,
+                    offsets=order.offsets,
+                    first_edge=first_edge,
+                    node_data=node_data,
+                )
+                inner = (topology.indices >= low) & (topology.indices < high)
+                parts.append(
+                    Part(
+                        nodes=(low, high),
+                        edges=(first_edge, first_edge + topology.num_edges),
+                        halo_nodes=halo_nodes,
+                        cut_edges=topology.num_edges - int(np.count_nonzero(inner)),
+                        train_nodes=int(node_data["train_mask"].sum(dtype=np.int64)),
+                        val_nodes=int(node_data["val_mask"].sum(dtype=np.int64)),
+                        test_nodes=int(node_data["test_mask"].sum(dtype=np.int64)),
+                        bytes=0,  # its ranking is still to come
+                    )
+                )
+    np.save(directory / INDPTR, indptr, allow_pickle=False)
+    original_ids = order.position
+    if graph.original_ids is not None:
+        names = np.asarray(graph.original_ids)
+        if names.dtype.kind not in "iu":
+            names = names.astype(np.str_)
+        original_ids = names[order.position]
+    np.save(directory / ORIGINAL_IDS, original_ids, allow_pickle=False)
+    write_config(
+        directory / f"{graph.name}.json",
+        graph_name=graph.name,
+        part_method=method,
+        node_offsets=order.offsets,
+        edge_offsets=edge_offsets,
+    )
+    return parts
+
+
+def _node_data(
+    graph: Graph, positions: np.ndarray, trainer: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """The rows of the nodes at `positions`, as DGL's servers will hold them."""
+    features = graph.features[positions]
+    if scipy.sparse.issparse(features):
+        features = features.toarray()
+    data = {
+        "features": np.ascontiguousarray(features, np.float32),
+        "labels": graph.labels[positions],
+        "train_mask": graph.train_mask[positions].astype(np.uint8),
+        "val_mask": graph.val_mask[positions].astype(np.uint8),
+        "test_mask": graph.test_mask[positions].astype(np.uint8),
+    }
+    if trainer is not None:
+        data["trainer_id"] = trainer[positions].astype(np.int64)
+    return data
+
+
+def _write_rankings(
+    graph: Graph, order: Order, fan_out: Sequence[int], batch_size: int, directory: Path
+) -> None:
+    topology = Topology(np.load(directory / INDPTR), np.load(directory / INDICES, mmap_mode="r"))
+    train_mask = graph.train_mask[order.position]
+    for index in range(order.num_parts):
+        low, high = int(order.offsets[index]), int(order.offsets[index + 1])
+        ranking = rank_remote(
+            topology,
+            low,
+            high,
+            low + np.flatnonzero(train_mask[low:high]),
+            fan_out=fan_out,
+            batch_size=batch_size,
+        )
+        np.save(directory / f"part{index}" / CACHE_RANKING, ranking, allow_pickle=False)
+
+
+def _finish(
+    graph: Graph,
+    parts: Sequence[Part],
+    num_trainers_per_host: int,
+    configuration: Mapping[str, Any],
+    directory: Path,
+) -> QualityReport:
+    """Write the quality report and, last, the manifest with the checksums of all other files."""
+    manifest = Manifest(
+        graph_name=graph.name,
+        num_nodes=graph.num_nodes,
+        num_edges=graph.topology.num_edges,
+        num_features=graph.num_features,
+        num_classes=graph.num_classes,
+        task=graph.task,
+        num_trainers_per_host=num_trainers_per_host,
+        parts=tuple(
+            replace(part, bytes=sum(file.stat().st_size for file in folder.iterdir()))
+            for part, folder in ((part, directory / f"part{i}") for i, part in enumerate(parts))
+        ),
+        configuration=configuration,
+        versions={"distsage": __version__}
+        | {package: version(package) for package in ("dgl", "torch", "numpy")},
+        files={},
+    )
+    report = QualityReport.of(manifest)
+    write_json(directory / QUALITY, report.to_json())
+    files = {
+        str(path.relative_to(directory)): File(path.stat().st_size, sha256(path))
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    write_json(directory / MANIFEST, replace(manifest, files=files).to_json())
+    return report
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    logger.info(f"{what}: {time.monotonic() - start:.1f} s")
