@@ -1,0 +1,419 @@
+"""A watcher beside every rank, so that no job hangs and none dies without saying why.
+
+Before a rank touches MPI it forks. The child is the rank: it runs MPI, DGL and torch. The parent,
+this module's event loop, imports none of them, so nothing that goes wrong in the rank can stop it:
+
+- it sees how the rank ends: the signal, the exit status, or the exception that the rank reports;
+- it sees whether the rank gets on: the rank marks its progress in a page of shared memory, and a
+  rank that is stopped, or makes no mark for `stall_timeout`, is named, with every rank's stack in
+  the logs;
+- it is one of a ring: each watcher sends the next one a beat a second. Silence for
+  SILENCE_SECONDS means that the host is lost or the watcher stopped.
+
+The first watcher with something to report claims the job's failure note, prints its one line, and
+ends; the ring then falls like dominoes, each watcher taking its rank with it. Runs on every rank.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import json
+import logging
+import mmap
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from distsage.errors import UserError
+
+BEAT_SECONDS = 1.0
+SILENCE_SECONDS = 10.0
+STOPPED_SECONDS = 5.0
+# A rank whose exception may follow from another rank's death lets that one's watcher speak first.
+YIELD_SECONDS = 1.0
+_DUMP_SIGNAL = signal.SIGUSR2
+_MARK = struct.Struct("=d?64s")  # time of the last mark, whether it waits for others, what it does
+
+
+@dataclass(frozen=True)
+class Ring:
+    """What a rank tells its watcher once the ranks know each other.
+
+    Attributes:
+        rank: of this rank.
+        labels: how messages name each rank.
+        addresses: (ip, port) of each rank's watcher.
+        token: known to this job's watchers only.
+        note: the failure note, a path that all hosts see.
+        log_directory: where the ranks' logs lie.
+        stall_timeout: seconds without a mark of progress until a rank counts as stuck.
+    """
+
+    rank: int
+    labels: Sequence[str]
+    addresses: Sequence[tuple[str, int]]
+    token: str
+    note: str
+    log_directory: str
+    stall_timeout: float
+
+
+class Watched:
+    """The rank's side: marks progress and talks to its watcher."""
+
+    def __init__(self, page: mmap.mmap, channel: socket.socket, port: int) -> None:
+        self._page = page
+        self._channel = channel
+        self.port = port
+
+    def mark(self, doing: str, *, waiting: bool = False) -> None:
+        """Note progress: what the rank does now, and whether it waits for other ranks."""
+        _MARK.pack_into(self._page, 0, time.monotonic(), waiting, doing.encode()[:64])
+
+    def join(self, ring: Ring) -> None:
+        """Let the watcher join the ring. From here on stacks and C++ messages go to the log."""
+        log_directory = Path(ring.log_directory)
+        log = open(log_directory / f"rank-{ring.rank}.txt", "a", buffering=1)  # noqa: SIM115
+        # What libraries print below Python goes to the log; Python's own stderr stays the job's.
+        sys.stderr.flush()
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+        os.dup2(log.fileno(), 2)
+        logging.basicConfig(stream=log, level=logging.INFO, force=True)
+        faulthandler.register(_DUMP_SIGNAL, file=log, all_threads=True)
+        self._send({"ring": asdict(ring)})
+
+    def fail(self, cause: str, trace: str, status: int) -> NoReturn:
+        """Report why this rank ends, and wait for the end. Blocks a few seconds at most."""
+        self._send({"cause": cause, "trace": trace, "status": status})
+        time.sleep(30)  # the watcher ends this process
+        os._exit(status)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._channel.sendall(json.dumps(message).encode() + b"\n")
+
+
+def run_watched(main: Callable[[Watched], None], startup_timeout: float) -> None:
+    """Fork; run `main` in the child and watch it in the parent, which never returns.
+
+    Call it before MPI, torch or any thread is there.
+
+    Args:
+        main: the rank. A UserError or another exception from it ends the whole job.
+        startup_timeout: seconds until the child must have joined the ring.
+    """
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    listener = socket.create_server(("", 0), backlog=16)
+    own_end, child_end = socket.socketpair()
+    watched = Watched(page, child_end, listener.getsockname()[1])
+    watched.mark("starting")
+    child = os.fork()
+    if child != 0:
+        child_end.close()
+        _Watcher(child, page, own_end, listener, startup_timeout).run()
+    # The rank must not outlive its watcher.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    own_end.close()
+    listener.close()
+    try:
+        main(watched)
+    except UserError as error:
+        watched.fail(str(error), "", 2)
+    except Exception as error:
+        cause = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+        watched.fail(cause, traceback.format_exc(), 1)
+
+
+class _Watcher:
+    """The parent's event loop."""
+
+    def __init__(
+        self,
+        child: int,
+        page: mmap.mmap,
+        channel: socket.socket,
+        listener: socket.socket,
+        startup_timeout: float,
+    ) -> None:
+        self.child = child
+        self.page = page
+        self.channel = channel
+        self.listener = listener
+        self.startup_timeout = startup_timeout
+        self.started = time.monotonic()
+        self.ring: Ring | None = None
+        self.previous: socket.socket | None = None
+        self.next: socket.socket | None = None
+        self.heard = self.started
+        self.done = 0  # a bit for every rank that is known to have ended well
+        self.stopped_since: float | None = None
+        self.dumped = False
+        self.pending: tuple[float, str, str, int] | None = None  # when to claim, cause, trace, status
+        self.selector = selectors.DefaultSelector()
+        self.buffers: dict[socket.socket, bytes] = {}
+
+    def run(self) -> NoReturn:
+        wake_read, wake_write = socket.socketpair()
+        wake_write.setblocking(False)
+        wake_read.setblocking(False)
+        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        self.selector.register(wake_read, selectors.EVENT_READ, self._on_signal)
+        self.selector.register(self.channel, selectors.EVENT_READ, self._on_channel)
+        self.selector.register(self.listener, selectors.EVENT_READ, self._on_connection)
+        next_beat = 0.0
+        while True:
+            for key, _ in self.selector.select(0.25):
+                key.data(key.fileobj)
+            now = time.monotonic()
+            if self.pending is not None and now >= self.pending[0]:
+                self._claim(*self.pending[1:])
+            if now >= next_beat:
+                next_beat = now + BEAT_SECONDS
+                self._beat()
+                self._check(now)
+
+    # What happens.
+
+    def _on_signal(self, wake: socket.socket) -> None:
+        for number in wake.recv(64):
+            if number == signal.SIGCHLD:
+                self._reap()
+            elif number in (signal.SIGTERM, signal.SIGINT):
+                name = signal.Signals(number).name
+                self._report(YIELD_SECONDS / 2, f"ended by {name}", "", 128 + number)
+
+    def _reap(self) -> None:
+        pid, status = os.waitpid(self.child, os.WNOHANG)
+        if pid == 0:
+            return
+        self.child = 0
+        self._drain_channel()
+        code = os.waitstatus_to_exitcode(status)
+        if code == 0:
+            if self.ring is None:
+                os._exit(0)
+            self.done |= 1 << self.ring.rank
+            self._beat()
+            self._end_if_all_done()
+        elif self.ring is None and code == 2:
+            os._exit(2)  # a user's mistake, which all ranks agreed on and rank 0 has told
+        elif self.pending is None:
+            name = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+            self._claim(name, "", 128 - code if code < 0 else code)
+
+    def _drain_channel(self) -> None:
+        self.channel.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            self._on_channel(self.channel)
+
+    def _on_channel(self, channel: socket.socket) -> None:
+        for message in self._messages(channel):
+            if "ring" in message:
+                self._join(Ring(**message["ring"]))
+            else:
+                # The rank is alive until this watcher ends it, so nobody sees its end before
+                # its own report; but its exception may itself follow from another rank's end.
+                self._report(
+                    YIELD_SECONDS, message["cause"], message["trace"], message["status"]
+                )
+
+    def _join(self, ring: Ring) -> None:
+        self.ring = ring
+        self.heard = time.monotonic()
+        if len(ring.addresses) > 1:
+            self._connect()
+
+    def _connect(self) -> None:
+        assert self.ring is not None
+        ring = self.ring
+        address = ring.addresses[(ring.rank + 1) % len(ring.addresses)]
+        try:
+            self.next = socket.create_connection(tuple(address), timeout=1.0)
+        except OSError:
+            self.next = None  # tried again with the next beat; the next one counts its own silence
+            return
+        self._send_next({"token": ring.token, "done": self.done})
+
+    def _on_connection(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.setblocking(False)
+        self.selector.register(connection, selectors.EVENT_READ, self._on_previous)
+
+    def _on_previous(self, connection: socket.socket) -> None:
+        for message in self._messages(connection):
+            if connection is not self.previous:
+                if self.ring is None or message.get("token") != self.ring.token:
+                    if self.ring is not None:
+                        self._forget(connection)
+                    return
+                self.previous = connection
+            self.heard = time.monotonic()
+            if message.get("dump"):
+                self._dump_stacks()
+            before = self.done
+            self.done |= message.get("done", 0)
+            if self.done != before:
+                self._beat()
+                self._end_if_all_done()
+
+    def _messages(self, connection: socket.socket) -> list[dict[str, Any]]:
+        """The whole messages that have come; on the end of the stream, none."""
+        try:
+            data = connection.recv(1 << 20)
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._forget(connection)
+            if connection is self.previous:
+                self.previous = None
+                self._on_previous_gone()
+            return []
+        *lines, self.buffers[connection] = (self.buffers.get(connection, b"") + data).split(b"\n")
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError:
+            self._forget(connection)  # a stranger
+            return []
+
+    def _forget(self, connection: socket.socket) -> None:
+        with contextlib.suppress(KeyError):
+            self.selector.unregister(connection)
+        self.buffers.pop(connection, None)
+        if connection is not self.channel:
+            connection.close()
+
+    def _on_previous_gone(self) -> None:
+        assert self.ring is not None
+        rank = (self.ring.rank - 1) % len(self.ring.labels)
+        # A watcher that reports ends right after it has claimed the note; one that says nothing
+        # was killed.
+        self._report(
+            YIELD_SECONDS / 2, "its watcher was killed", "", 1, label=self.ring.labels[rank]
+        )
+
+    # What is done about it.
+
+    def _beat(self) -> None:
+        if self.ring is None or len(self.ring.addresses) == 1:
+            return
+        if self.next is None:
+            self._connect()
+        else:
+            self._send_next({"done": self.done})
+
+    def _send_next(self, message: dict[str, Any]) -> None:
+        if self.next is not None:
+            # Whoever does not take its messages is its own next one's to report.
+            with contextlib.suppress(OSError):
+                self.next.sendall(json.dumps(message).encode() + b"\n")
+
+    def _end_if_all_done(self) -> None:
+        assert self.ring is not None
+        if self.done == (1 << len(self.ring.labels)) - 1:
+            os._exit(0)
+
+    def _check(self, now: float) -> None:
+        """Look at the rank and at the previous watcher, once a beat."""
+        if self.pending is not None:
+            return
+        marked, waiting, doing = _MARK.unpack_from(self.page, 0)
+        what = doing.rstrip(b"\0").decode()
+        if self.child:
+            self._check_stopped(now, what)
+        if self.ring is None:
+            if now - self.started > self.startup_timeout + 10:
+                self._claim(
+                    f"did not come up within {self.startup_timeout:.0f} s ({what})", "", 1
+                )
+            return
+        if self.child and now - marked > self.ring.stall_timeout:
+            # All ranks stall together; the one that waits for nobody is the one to name.
+            self._dump_stacks()
+            cause = f"no progress for {self.ring.stall_timeout:.0f} s ({what})"
+            self._report(4.0 if waiting else YIELD_SECONDS, cause, "", 1)
+        if len(self.ring.labels) > 1 and now - self.heard > SILENCE_SECONDS:
+            rank = (self.ring.rank - 1) % len(self.ring.labels)
+            self._report(
+                0,
+                f"no sign of life for {SILENCE_SECONDS:.0f} s: host lost or process stopped",
+                "",
+                1,
+                label=self.ring.labels[rank],
+            )
+
+    def _check_stopped(self, now: float, what: str) -> None:
+        try:
+            stat = Path(f"/proc/{self.child}/stat").read_text()
+        except OSError:
+            return
+        if stat.rpartition(")")[2].split()[0] not in "Tt":
+            self.stopped_since = None
+        elif self.stopped_since is None:
+            self.stopped_since = now
+        elif now - self.stopped_since > STOPPED_SECONDS:
+            self._dump_stacks()
+            self._report(YIELD_SECONDS, f"stopped by a signal while {what}", "", 1)
+
+    def _dump_stacks(self) -> None:
+        """Have every rank's stack written to its log."""
+        if self.dumped:
+            return
+        self.dumped = True
+        if self.child:
+            os.kill(self.child, _DUMP_SIGNAL)
+        self._send_next({"dump": True, "done": self.done})
+
+    def _report(
+        self, after: float, cause: str, trace: str, status: int, label: str | None = None
+    ) -> None:
+        if self.pending is None:
+            named = f"{label}: {cause}" if label else cause
+            self.pending = (time.monotonic() + after, named, trace, status)
+            self._own_cause = label is None
+
+    def _claim(self, cause: str, trace: str, status: int) -> NoReturn:
+        """Say why the job ends, unless another watcher has, and end this rank."""
+        line = cause
+        note = os.environ.get("DISTSAGE_FAILURE_NOTE")
+        if self.ring is not None:
+            note = self.ring.note
+            if getattr(self, "_own_cause", True):
+                line = f"{self.ring.labels[self.ring.rank]}: {cause}"
+        else:
+            line = f"{socket.gethostname()}: {cause}"
+        if self.child:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.child, signal.SIGKILL)
+        if _claim_note(note, line):
+            text = f"distsage: {line}\n"
+            if trace:
+                text = trace + text
+            with contextlib.suppress(OSError):
+                os.write(2, text.encode())
+        os._exit(status)
+
+
+def _claim_note(note: str | None, line: str) -> bool:
+    """Write the failure note; False when there is one already."""
+    if note is None:
+        return True
+    try:
+        descriptor = os.open(note, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True  # a note that cannot be written must not keep the line from the user
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(line + "\n")
+    return True

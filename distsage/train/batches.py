@@ -1,0 +1,90 @@
+"""Prepared mini-batches, and workers that prepare the next ones meanwhile. Runs on trainer ranks."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distsage.train.features import Block, InputLayer
+
+Task = TypeVar("Task")
+Prepared = TypeVar("Prepared")
+
+# How many batches a worker may be ahead; bounds the memory that they take.
+_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step computes on.
+
+    Attributes:
+        inputs: layer 1.
+        blocks: layers 2..L.
+        key: dropout stream.
+        labels: of the seed nodes, int64 `[B]` or float32 `[B, C]`.
+        global_size: seed nodes of this step over all trainers.
+        counters: what its preparation cost, by name; added up over an epoch.
+    """
+
+    inputs: InputLayer
+    blocks: list[Block]
+    key: np.uint64
+    labels: Tensor
+    global_size: int
+    counters: dict[str, float] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy to a device; asynchronous where the tensors are pinned."""
+        if device.type == "cpu":
+            return self
+        return Batch(
+            self.inputs.to(device),
+            [block.to(device) for block in self.blocks],
+            self.key,
+            self.labels.to(device, non_blocking=True),
+            self.global_size,
+            self.counters,
+        )
+
+
+def prepare_ahead(
+    tasks: Iterable[Task],
+    prepare: Callable[[Task], Prepared],
+    workers: ThreadPoolExecutor | None,
+    num_workers: int,
+    timeout: float,
+) -> Iterator[Prepared]:
+    """Yield `prepare(task)` for every task, in order, while workers are ahead by a few.
+
+    Args:
+        tasks: what to prepare.
+        prepare: runs in the workers, on several tasks at once.
+        workers: threads; None prepares in line.
+        num_workers: how many threads there are.
+        timeout: seconds that one task may take once it is waited for.
+
+    Raises:
+        TimeoutError: a task took longer than `timeout`.
+        Exception: what `prepare` raised, at the place of its task.
+    """
+    if workers is None:
+        yield from map(prepare, tasks)
+        return
+    pending: deque[Future[Prepared]] = deque()
+    remaining = iter(tasks)
+    try:
+        for task in remaining:
+            pending.append(workers.submit(prepare, task))
+            if len(pending) >= _AHEAD * num_workers:
+                yield pending.popleft().result(timeout)
+        while pending:
+            yield pending.popleft().result(timeout)
+    finally:
+        for future in pending:
+            future.cancel()

@@ -1,0 +1,216 @@
+"""The single-node run: no servers, no MPI; a PyTorch DataLoader whose workers sample.
+
+Runs on one machine. Imports DGL only where the data lie in DGL's files.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from distsage.config import LocalConfig
+from distsage.data.graph import Graph, Topology
+from distsage.train.batches import Batch
+from distsage.train.evaluation import score_masks
+from distsage.train.features import blocks_of, gathered_input, local_input
+from distsage.train.inference import infer
+from distsage.train.loop import Scores, choose_device, fit
+from distsage.train.model import GraphSAGE
+from distsage.train.rng import Purpose, stream_key
+from distsage.train.run_directory import RunDirectory
+from distsage.train.sampler import MiniBatch, Sampler
+from distsage.train.seeds import SeedPlan
+from distsage.train.trainers import Trainers
+
+# Seconds that the workers may take for one batch.
+_BATCH_TIMEOUT = 300.0
+
+_Index = tuple[int, int, np.ndarray]  # epoch, step, seed nodes
+
+
+class SampledBatches(Dataset[MiniBatch]):
+    """A map-style dataset whose index is (epoch, step, seed nodes); each item is a mini-batch."""
+
+    def __init__(self, topology: Topology, config: LocalConfig, number_inputs: bool) -> None:
+        self._seed = config.seed
+        self._sampler = Sampler(topology, config.fan_outs, number_inputs=number_inputs)
+
+    def __getitem__(self, index: _Index) -> MiniBatch:
+        epoch, step, seeds = index
+        key = stream_key(self._seed, epoch, 0, step, Purpose.SAMPLE)
+        dropout_key = stream_key(self._seed, epoch, 0, step, Purpose.DROPOUT)
+        return self._sampler.sample(seeds, key, dropout_key)
+
+
+class _EpochSteps:
+    """The DataLoader's sampler: the indices of the epoch that is set."""
+
+    def __init__(self, plan: SeedPlan) -> None:
+        self.plan = plan
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.plan.num_steps
+
+    def __iter__(self) -> Iterator[_Index]:
+        for step, seeds in enumerate(self.plan.batches(self.epoch)):
+            yield self.epoch, step, seeds
+
+
+def train(config: LocalConfig) -> dict[str, Any]:
+    """Train on this machine and write the run directory; return the summary.
+
+    Raises:
+        UserError: the data or an option are not what they should be.
+    """
+    device = choose_device(config.device)
+    graph, edge_cut = load(config)
+    run = RunDirectory.begin(config.run_dir, config)
+    topology = without_edges(graph.topology) if config.ignore_edges else graph.topology
+    features = dense_features(graph)
+    labels = torch.from_numpy(graph.labels)
+    masks = {
+        "train": torch.from_numpy(graph.train_mask),
+        "val": torch.from_numpy(graph.val_mask),
+        "test": torch.from_numpy(graph.test_mask),
+    }
+    model = GraphSAGE(
+        graph.num_features,
+        config.num_hidden,
+        graph.num_classes,
+        len(config.fan_outs),
+        config.dropout,
+        config.seed,
+    ).to(device)
+    train_nodes = np.flatnonzero(graph.train_mask).astype(np.int64)
+    plan = SeedPlan(train_nodes, [len(train_nodes)], config.batch_size, config.seed, 0)
+    steps = _EpochSteps(plan)
+    on_cpu = device.type == "cpu"
+    loader = DataLoader(
+        SampledBatches(topology, config, number_inputs=not on_cpu),
+        batch_size=None,
+        sampler=steps,
+        num_workers=config.num_workers,
+        persistent_workers=config.num_workers > 0,
+        timeout=_BATCH_TIMEOUT if config.num_workers > 0 else 0,
+        collate_fn=_as_it_is,
+    )
+
+    def epoch_batches(epoch: int) -> Iterator[Batch]:
+        steps.epoch = epoch
+        for step, sampled in enumerate(loader):
+            started = time.perf_counter()
+            if on_cpu:
+                inputs = local_input(sampled, features)
+            else:
+                rows = features[torch.from_numpy(sampled.input_gid)].pin_memory()
+                inputs = gathered_input(sampled, rows)
+            yield Batch(
+                inputs,
+                blocks_of(sampled),
+                sampled.key,
+                labels[torch.from_numpy(sampled.seed_gid)],
+                plan.global_batch_size(step),
+                {
+                    "edges": len(sampled.input_edges.indices)
+                    + sum(len(block.indices) for block in sampled.blocks),
+                    "fetch_seconds": time.perf_counter() - started,
+                },
+            )
+
+    def evaluate() -> Scores:
+        logits = infer(model, topology, features).cpu()
+        return score_masks(logits, labels, masks, Trainers())
+
+    description = {
+        "command": "local",
+        "model": model_shape(model),
+        "task": graph.task,
+        "graph": graph.name,
+        "config": asdict(config),
+    }
+    scores = fit(
+        config, model, epoch_batches, evaluate, Trainers(), run, description, lambda *_: None
+    )
+    summary = {**scores, "hosts": 1, "trainers": 1, "edge_cut": edge_cut}
+    run.finish(summary)
+    return summary
+
+
+def model_shape(model: GraphSAGE) -> dict[str, Any]:
+    """The arguments that rebuild a model of this shape."""
+    first, last = model.layers[0], model.layers[-1]
+    return {
+        "in_features": first.in_width,
+        "hidden": last.in_width,
+        "num_classes": len(last.bias),
+        "num_layers": len(model.layers),
+        "dropout": model.dropout,
+    }
+
+
+def load(config: LocalConfig) -> tuple[Graph, int]:
+    """Load the graph that the options name, and its edge cut (0 for a graph in one piece)."""
+    if config.parts is not None:
+        return load_parts(config.parts)
+    from distsage.data.datasets import load_graph
+
+    assert config.dataset is not None
+    graph = load_graph(
+        config.dataset,
+        undirected=config.undirected,
+        split=config.split,
+        split_index=config.split_index,
+        feature_norm=config.feature_norm,
+        dataset_root=config.dataset_root,
+        seed=config.seed,
+    )
+    return graph, 0
+
+
+def load_parts(path: Path) -> tuple[Graph, int]:
+    """Put the parts of a graph together again, in gids, and return it with its edge cut.
+
+    Raises:
+        UserError: the parts cannot be read.
+    """
+    from distsage.partition.parts import Parts
+
+    parts = Parts.open(path)
+    manifest = parts.manifest
+    data = [parts.load_part(part) for part in range(parts.num_parts)]
+    rows = {name: np.concatenate([part[name] for part in data]) for name in data[0]}
+    graph = Graph(
+        name=manifest.graph_name,
+        topology=parts.topology(),
+        features=rows["features"],
+        labels=rows["labels"],
+        num_classes=manifest.num_classes,
+        train_mask=rows["train_mask"].astype(bool),
+        val_mask=rows["val_mask"].astype(bool),
+        test_mask=rows["test_mask"].astype(bool),
+        original_ids=parts.original_ids(),
+    )
+    return graph, manifest.edge_cut
+
+
+def dense_features(graph: Graph) -> Tensor:
+    """Features as a float32 tensor `[N, F]`; sparse ones are filled in."""
+    if isinstance(graph.features, np.ndarray):
+        return torch.from_numpy(graph.features)
+    return torch.from_numpy(graph.features.toarray())
+
+
+def without_edges(topology: Topology) -> Topology:
+    """The same nodes, no edges."""
+    return Topology(np.zeros_like(topology.indptr), topology.indices[:0])
+
+
+def _as_it_is(batch: MiniBatch) -> MiniBatch:
+    return batch
