@@ -18,6 +18,8 @@ import importlib
 import logging
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -57,7 +59,11 @@ def read_builtin(name: str, root: Path) -> RawGraph:
         def save(self) -> None:
             # A shared directory that only its owner may write is read each time anew.
             if os.access(self.save_path, os.W_OK):
-                super().save()
+                # Renamed when it is whole: DGL crashes on a cache that ends early.
+                cache = Path(self.save_path) / "dgl_graph.bin"
+                temporary = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
+                dgl.save_graphs(str(temporary), self._graph)
+                os.replace(temporary, cache)
 
     class Planetoid(Fetched, dgl.data.CitationGraphDataset):
         def has_cache(self) -> bool:
@@ -98,10 +104,14 @@ def read_dgl_file(path: Path) -> RawGraph:
     _import_dgl()
     import dgl
 
-    try:
-        graphs, _ = dgl.load_graphs(str(path))
-    except (OSError, ValueError, dgl.DGLError) as error:
-        raise UserError(f"{path} cannot be read as a DGL graph: {_first_line(error)}") from error
+    # DGL reads part of a file that ends early and then crashes the process, some of the time only
+    # when it ends: let another process try it first.
+    trial = [sys.executable, "-c", "import dgl, sys; dgl.load_graphs(sys.argv[1])", str(path)]
+    if subprocess.run(trial, stdin=subprocess.DEVNULL, capture_output=True).returncode != 0:
+        raise UserError(
+            f"{path} cannot be read as a DGL graph: it is damaged, or another kind of file"
+        )
+    graphs, _ = dgl.load_graphs(str(path))
     if len(graphs) != 1 or len(graphs[0].ntypes) != 1 or len(graphs[0].etypes) != 1:
         raise UserError(
             f"{path} holds {len(graphs)} graphs, or one with several types of nodes or edges; "

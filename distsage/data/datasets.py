@@ -172,7 +172,7 @@ def _parse_synthetic(dataset: str) -> list[int]:
 
 def _check_path(dataset: str, path: Path) -> None:
     """`path` exists, may be read and is of a kind that we read."""
-    if not path.exists():
+    if not dataset or not path.exists():
         if path.suffix or os.sep in dataset:
             raise UserError(f"there is no file or directory {path}")
         known = [*_OGB.values(), *_BUILTIN, "synthetic"]
