@@ -1,0 +1,206 @@
+"""What `partition` writes: every row and edge at its place, for stock DGL and for our readers."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import dgl
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from partition_graphs import check_parts, communities, make_graph, random_directed, ring
+
+from distsage.data.graph import Graph
+from distsage.errors import UserError
+from distsage.partition import run
+from distsage.partition.parts import Parts
+from distsage.partition.run import partition
+
+
+def variants() -> dict[str, Graph]:
+    rng = np.random.default_rng(1)
+    n = 60
+    directed = random_directed(n, 400)
+    first_half = np.arange(n) < 3
+    return {
+        "ring": ring(24),
+        "directed": directed,
+        "string ids": replace(directed, original_ids=np.array([f"gene-{v * 7}" for v in range(n)])),
+        "object ids": replace(
+            directed, original_ids=np.array([f"g{v * 7}" for v in range(n)], dtype=object)
+        ),
+        "integer ids": replace(directed, original_ids=np.arange(n) * 10 + 5),
+        "multilabel": replace(
+            directed, labels=rng.integers(0, 2, (n, 5)).astype(np.float32), num_classes=5
+        ),
+        "sparse": replace(
+            directed, features=scipy.sparse.random(n, 30, 0.1, "csr", np.float32, random_state=2)
+        ),
+        "few train nodes": replace(
+            directed,
+            train_mask=first_half,
+            val_mask=~first_half,
+            test_mask=np.zeros(n, bool),
+        ),
+        "unlabelled": replace(directed, labels=np.where(directed.test_mask, -1, directed.labels)),
+        "no edges": make_graph(np.empty(0, int), np.empty(0, int), 10),
+    }
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 4])
+@pytest.mark.parametrize("variant", variants())
+def test_every_row_and_edge_reaches_its_part(
+    variant: str, num_parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = variants()[variant]
+    report = partition(graph, num_parts, tmp_path / "parts", method="random")
+    parts = check_parts(graph, tmp_path / "parts", monkeypatch)
+    assert parts.num_parts == num_parts
+    assert json.loads((tmp_path / "parts" / "quality.json").read_text()) == json.loads(
+        json.dumps(report.to_json())
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"parts"}
+
+
+def test_the_ring_by_metis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = ring(40)
+    report = partition(graph, 4, tmp_path / "parts", balance_train=True, balance_edges=True)
+    parts = check_parts(graph, tmp_path / "parts", monkeypatch)
+    # Four arcs cut 3 edges each at their start (v-1 -> v, v-2 -> v, v-1 -> v+1); METIS may do
+    # worse, but random parts cut 60 of the 80.
+    assert 12 <= report.edge_cut <= 30
+    assert report.edge_cut == parts.manifest.edge_cut
+    # Feature of v is v, so each part's features are its original ids.
+    for part, summary in enumerate(parts.manifest.parts):
+        own = parts.original_ids()[slice(*summary.nodes)]
+        np.testing.assert_array_equal(parts.load_part(part)["features"][:, 0], own)
+        assert (np.diff(own) > 0).all()
+
+
+def test_a_part_without_train_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n = 40
+    one = np.arange(n) == 7
+    graph = random_directed(n, 300, train_mask=one, val_mask=~one, test_mask=np.zeros(n, bool))
+    partition(graph, 4, tmp_path / "parts", method="random")
+    parts = check_parts(graph, tmp_path / "parts", monkeypatch)
+    counts = [part.train_nodes for part in parts.manifest.parts]
+    assert sorted(counts) == [0, 0, 0, 1]
+    for part, count in enumerate(counts):
+        assert (len(parts.cache_ranking(part)) > 0) == (count > 0)
+
+
+def test_as_many_parts_as_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = ring(6)
+    report = partition(graph, 6, tmp_path / "parts", method="random")
+    check_parts(graph, tmp_path / "parts", monkeypatch)
+    assert report.edge_cut == 12
+    assert report.edge_cut_percent == 100
+
+
+def test_files_as_dgl_writes_them(tmp_path: Path) -> None:
+    """Keys, names and dtypes beside those of `dgl.distributed.partition_graph`."""
+    graph = communities(4, 20)
+    partition(graph, 2, tmp_path / "ours", method="random", num_trainers_per_host=2)
+    src = torch.from_numpy(graph.topology.indices.astype(np.int64))
+    dst = torch.repeat_interleave(
+        torch.arange(graph.num_nodes), torch.from_numpy(np.diff(graph.topology.indptr))
+    )
+    theirs = dgl.graph((src, dst), num_nodes=graph.num_nodes)
+    for name in ("features", "labels", "train_mask", "val_mask", "test_mask"):
+        theirs.ndata[name] = torch.from_numpy(getattr(graph, name))
+    dgl.distributed.partition_graph(
+        theirs, graph.name, 2, str(tmp_path / "theirs"), num_trainers_per_machine=2
+    )
+    configs = [
+        json.loads((tmp_path / who / "small.json").read_text()) for who in ("ours", "theirs")
+    ]
+    varying = ("node_map", "edge_map", "part_method")
+    for config in configs:
+        for key in varying:
+            config[key] = type(config[key])
+    assert list(configs[0].items()) == list(configs[1].items())
+
+    for part in range(2):
+        loaded = [
+            dgl.distributed.load_partition(str(tmp_path / who / "small.json"), part)[:2]
+            for who in ("ours", "theirs")
+        ]
+        (our_graph, our_data), (their_graph, their_data) = loaded
+        assert our_graph.idtype == their_graph.idtype
+
+        def schemes(frame: dict) -> dict:
+            return {key: (rows.dtype, rows.shape[1:]) for key, rows in frame.items()}
+
+        assert schemes(our_graph.ndata) == schemes(their_graph.ndata)
+        assert schemes(our_graph.edata) == schemes(their_graph.edata)
+        assert schemes(our_data) == schemes(their_data)
+
+
+def test_trainers_of_a_host_share_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = communities(8, 30)
+    partition(graph, 2, tmp_path / "parts", num_trainers_per_host=2)
+    parts = check_parts(graph, tmp_path / "parts", monkeypatch)
+    assert parts.manifest.num_trainers_per_host == 2
+    for part in range(2):
+        trainer = parts.load_part(part)["trainer_id"]
+        assert set(trainer // 2) == {part}
+        assert min(np.bincount(trainer % 2)) > 0.3 * len(trainer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_parts": 0}, "0 parts"),
+        ({"num_parts": -2}, "-2 parts"),
+        ({"num_parts": 25}, "24 nodes, too few for 25 parts"),
+        ({"num_parts": 9, "num_trainers_per_host": 3}, "too few for 27 parts"),
+        ({"num_trainers_per_host": 0}, "0 trainers per host"),
+        ({"balance_train": True, "num_parts": 7, "method": "metis"}, "6 train nodes"),
+    ],
+)
+def test_refused(arguments: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        partition(
+            ring(24), **({"num_parts": 2, "output": tmp_path / "p", "method": "random"} | arguments)
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_output_is_left_alone(tmp_path: Path) -> None:
+    output = tmp_path / "parts"
+    output.mkdir()
+    (output / "thesis.tex").write_text("all my work")
+    with pytest.raises(UserError, match="exists already"):
+        partition(ring(24), 2, output, method="random")
+    assert (output / "thesis.tex").read_text() == "all my work"
+
+
+@pytest.mark.parametrize("name", ["manifest", "quality"])
+def test_a_name_that_the_directory_uses_itself(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be named"):
+        partition(ring(24, name=name), 2, tmp_path / "parts", method="random")
+
+
+@pytest.mark.parametrize("step", ["assign", "_write_parts", "rank_remote", "sha256"])
+def test_an_exception_half_way_leaves_nothing(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, step, fail)
+    with pytest.raises(OSError, match="No space left"):
+        partition(ring(24), 2, tmp_path / "parts", method="random")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_configuration_and_versions_are_recorded(tmp_path: Path) -> None:
+    partition(
+        ring(24), 2, tmp_path / "p", method="random", seed=3, configuration={"dataset": "ring"}
+    )
+    manifest = Parts.open(tmp_path / "p").manifest
+    assert manifest.configuration["dataset"] == "ring"
+    assert manifest.configuration["seed"] == 3
+    assert manifest.configuration["method"] == "random"
+    assert set(manifest.versions) == {"distsage", "dgl", "torch", "numpy"}
