@@ -116,10 +116,14 @@ def free_disk(path: Path) -> int:
     return psutil.disk_usage(str(existing)).free
 
 
+def _own_cgroups() -> list[str]:
+    return Path("/proc/self/cgroup").read_text().splitlines()
+
+
 def _cgroup_free() -> list[int]:
     """Bytes left in each memory control group around this process (Slurm sets one per job)."""
     free = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in _own_cgroups():
         _, controllers, group = line.split(":", 2)
         if controllers == "":
             root, limit_name, used_name = _CGROUPS, "memory.max", "memory.current"

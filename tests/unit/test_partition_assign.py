@@ -21,7 +21,9 @@ def test_random_is_even_and_repeats(tmp_path: Path) -> None:
     graph = random_directed(103, 500)
     parts = assign(graph, 4, scratch=tmp_path, method="random", seed=5)
     assert sorted(np.bincount(parts)) == [25, 26, 26, 26]
-    np.testing.assert_array_equal(parts, assign(graph, 4, scratch=tmp_path, method="random", seed=5))
+    np.testing.assert_array_equal(
+        parts, assign(graph, 4, scratch=tmp_path, method="random", seed=5)
+    )
     assert (parts != assign(graph, 4, scratch=tmp_path, method="random", seed=6)).any()
 
 

@@ -1,0 +1,117 @@
+"""What partitioning says it needs, and when it refuses."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from partition_graphs import communities, random_directed, ring
+
+from distsage.errors import UserError
+from distsage.partition import estimate
+from distsage.partition.estimate import Needs
+from distsage.partition.run import partition
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize("num_parts", [1, 4])
+def test_disk_is_an_upper_bound_of_the_right_size(num_parts: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(4000, 20)).astype(np.float32)
+    graph = random_directed(4000, 60_000, features=features)
+    expected = estimate.estimate(graph, num_parts, "random").disk
+    partition(graph, num_parts, tmp_path / "parts", method="random")
+    written = sum(path.stat().st_size for path in (tmp_path / "parts").rglob("*"))
+    assert written <= expected * 1.02
+    assert expected <= 1.5 * written
+
+
+def test_needs_grow_with_the_graph_and_with_metis() -> None:
+    small, large = communities(4, 100), communities(4, 400)
+    for method in ("metis", "random"):
+        needs = [estimate.estimate(graph, 4, method) for graph in (small, large)]
+        assert needs[0].memory < needs[1].memory
+        assert needs[0].disk < needs[1].disk
+    huge = communities(4, 20_000)
+    metis, random = (estimate.estimate(huge, 4, method) for method in ("metis", "random"))
+    assert metis.memory > random.memory
+    assert metis.disk == random.disk
+
+
+def test_share_of_edges_in_both_directions() -> None:
+    assert estimate._symmetric_share(ring(500).topology) == 0
+    assert estimate._symmetric_share(communities(2, 200).topology) == 1
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "message"),
+    [
+        (GIB, 9 * GIB, "too little memory;"),
+        (9 * GIB, GIB, "too little disk;"),
+        (GIB, GIB, "too little memory and disk;"),
+    ],
+)
+def test_refuses_when_there_is_less(
+    memory: int, disk: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "free_memory", lambda: memory)
+    monkeypatch.setattr(estimate, "free_disk", lambda _: disk)
+    needs = Needs(memory=3 * GIB, disk=2 * GIB)
+    with pytest.raises(UserError, match=message):
+        estimate.check(needs, tmp_path, force=False)
+    sentence = estimate.check(needs, tmp_path, force=True)
+    assert sentence.startswith("expects to need about 3.0 GiB of memory (free: ")
+    assert "and 2.0 GiB of disk (free: " in sentence
+
+
+def test_partition_refuses_and_force_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "free_memory", lambda: 1 << 20)
+    with pytest.raises(UserError, match="too little memory"):
+        partition(ring(24), 2, tmp_path / "parts", method="random")
+    assert list(tmp_path.iterdir()) == []
+    partition(ring(24), 2, tmp_path / "parts", method="random", force=True)
+    assert (tmp_path / "parts" / "manifest.json").exists()
+
+
+def test_memory_limit_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tightest of the groups around the process counts; cached file pages are free."""
+    groups = {
+        "job": ("2000", "500", "anon 1\ninactive_file 100\n"),
+        "job/step": ("max", "400", "anon 1\ninactive_file 50\n"),
+    }
+    for name, (limit, used, statistics) in groups.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "memory.max").write_text(limit + "\n")
+        (tmp_path / name / "memory.current").write_text(used + "\n")
+        (tmp_path / name / "memory.stat").write_text(statistics)
+    monkeypatch.setattr(estimate, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(estimate, "_own_cgroups", lambda: ["0::/job/step"])
+    assert estimate._cgroup_free() == [1600]
+    virtual = SimpleNamespace(available=10_000)
+    monkeypatch.setattr(estimate.psutil, "virtual_memory", lambda: virtual)
+    assert estimate.free_memory() == 1600
+    virtual.available = 700
+    assert estimate.free_memory() == 700
+
+
+def test_memory_limit_of_the_job_in_version_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = tmp_path / "memory" / "slurm" / "job_1"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text("3000\n")
+    (group / "memory.usage_in_bytes").write_text("1000\n")
+    (group / "memory.stat").write_text("cache 5\ninactive_file 0\n")
+    monkeypatch.setattr(estimate, "_CGROUPS", tmp_path)
+    lines = ["4:cpu,cpuacct:/slurm/job_1", "7:memory:/slurm/job_1"]
+    monkeypatch.setattr(estimate, "_own_cgroups", lambda: lines)
+    assert estimate._cgroup_free() == [2000]
+
+
+def test_free_disk_of_a_directory_to_be(tmp_path: Path) -> None:
+    assert estimate.free_disk(tmp_path / "a" / "b") == pytest.approx(
+        estimate.free_disk(tmp_path), rel=0.1
+    )
