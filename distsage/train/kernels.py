@@ -117,33 +117,74 @@ def self_and_mean(
                 out[i, f] *= scale
 
 
+@numba.njit(nogil=True, cache=True)
+def transpose(
+    indptr: np.ndarray, indices: np.ndarray, num_src: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A block's edges by source.
+
+    Returns:
+        (int64 `[num_src + 1]`, int32 `[nnz]`, float32 `[nnz]`): where the edges of each source
+        begin, their destinations in ascending order, and 1 / degree of each destination.
+    """
+    begin = np.zeros(num_src + 2, np.int64)
+    for e in range(len(indices)):
+        begin[indices[e] + 2] += 1
+    for s in range(num_src):
+        begin[s + 2] += begin[s + 1]
+    dst = np.empty(len(indices), np.int32)
+    weight = np.empty(len(indices), np.float32)
+    for i in range(len(indptr) - 1):
+        for e in range(indptr[i], indptr[i + 1]):
+            at = begin[indices[e] + 1]
+            begin[indices[e] + 1] = at + 1
+            dst[at] = i
+            weight[at] = np.float32(1) / np.float32(indptr[i + 1] - indptr[i])
+    return begin[:-1], dst, weight
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def self_and_mean_backward(
-    grad_h: np.ndarray,
+def hidden_self_and_mean_backward(
+    grad_z: np.ndarray,
+    h: np.ndarray,
     grad_out: np.ndarray,
-    indptr: np.ndarray,
-    indices: np.ndarray,
+    begin_of: np.ndarray,
+    dst: np.ndarray,
+    weight: np.ndarray,
+    scale: float,
     begin: int,
     end: int,
 ) -> None:
-    """Columns [begin, end) of the gradient of `self_and_mean`: fill grad_h `[num_src, H]`.
+    """Rows [begin, end) of grad_z `[num_src, H]`, through mean, dropout and ReLU in one pass.
 
-    grad_out is `[num_dst, 2H]`.
+    Args:
+        grad_z: to fill.
+        h: the activations `[num_src, H]`; gradient passes where they are positive.
+        grad_out: `[num_dst, 2H]`.
+        begin_of, dst, weight: from `transpose`.
+        scale: what dropout multiplied the kept elements by.
+        begin, end: the rows.
     """
-    width = grad_h.shape[1]
-    num_dst = len(indptr) - 1
-    for s in range(num_dst):
-        for f in range(begin, end):
-            grad_h[s, f] = grad_out[s, f]
-    for s in range(num_dst, grad_h.shape[0]):
-        for f in range(begin, end):
-            grad_h[s, f] = 0
-    for i in range(num_dst):
-        first = indptr[i]
-        last = indptr[i + 1]
-        if last > first:
-            scale = np.float32(1) / np.float32(last - first)
-            for e in range(first, last):
-                s = indices[e]
-                for f in range(begin, end):
-                    grad_h[s, f] += grad_out[i, width + f] * scale
+    width = h.shape[1]
+    for s in range(begin, end):
+        first = begin_of[s]
+        last = begin_of[s + 1]
+        if s < len(grad_out):
+            for f in range(width):
+                grad_z[s, f] = grad_out[s, f]
+        elif first == last:
+            for f in range(width):
+                grad_z[s, f] = 0
+        else:  # nearly every row has one edge: no need to add it to zeros
+            w = weight[first]
+            i = dst[first]
+            first += 1
+            for f in range(width):
+                grad_z[s, f] = w * grad_out[i, width + f]
+        for e in range(first, last):
+            w = weight[e]
+            i = dst[e]
+            for f in range(width):
+                grad_z[s, f] += w * grad_out[i, width + f]
+        for f in range(width):
+            grad_z[s, f] = grad_z[s, f] * scale if h[s, f] > 0 else np.float32(0)

@@ -49,7 +49,7 @@ class SageLayer(nn.Module):
 
     def forward(self, self_and_mean: Tensor) -> Tensor:
         """Return `[n, out_width]` from `[h_v | mean of h_u]`, `[n, 2 * in_width]`."""
-        return nn.functional.linear(self_and_mean, self.weight, self.bias)
+        return _Linear.apply(self_and_mean, self.weight, self.bias)
 
 
 class GraphSAGE(nn.Module):
@@ -92,8 +92,8 @@ class GraphSAGE(nn.Module):
         """
         h = self.layers[0](input_self_and_mean(inputs))
         for i, (layer, block) in enumerate(zip(self.layers[1:], blocks, strict=True)):
-            h = relu_dropout(h, self.dropout if self.training else 0.0, np.uint64(draw(key, i)))
-            h = layer(self_and_mean(h, block))
+            p = self.dropout if self.training else 0.0
+            h = layer(hidden_self_and_mean(h, block, p, np.uint64(draw(key, i))))
         return h
 
 
@@ -112,45 +112,81 @@ def input_self_and_mean(inputs: InputLayer) -> Tensor:
     return torch.cat((table[inputs.dst_slots], _mean(table, inputs.indptr, inputs.slots)), 1)
 
 
-def relu_dropout(h: Tensor, p: float, key: np.uint64) -> Tensor:
-    """ReLU, then dropout of probability p; overwrites h. The mask is a pure function of the key.
+def hidden_self_and_mean(z: Tensor, block: Block, p: float, key: np.uint64) -> Tensor:
+    """A hidden layer's input: `[h_v | mean of h_u]`, `[num_dst, 2H]`, for h = dropout(ReLU(z)).
+
+    One function for all three steps because their common gradient is one pass over z.
 
     Args:
-        h: `[n, H]`.
-        p: in [0, 1); kept elements are scaled by 1 / (1 - p).
-        key: stream of this layer and batch.
+        z: `[num_src, H]`; it is overwritten with h, unseen by autograd, so that whatever computed
+            z must not have saved it.
+        block: the layer's edges.
+        p: probability in [0, 1) that an element is dropped; the others are scaled by 1 / (1 - p).
+        key: names the mask, which is a pure function of it.
     """
-    return _ReluDropout.apply(h, p, key)
+    return _HiddenSelfAndMean.apply(z, block.indptr, block.indices, p, key)
 
 
-def self_and_mean(h: Tensor, block: Block) -> Tensor:
-    """Return `[h_v | mean of h_u]`, `[num_dst, 2H]`, for the destinations of a block."""
-    return _SelfAndMean.apply(h, block.indptr, block.indices)
-
-
-class _ReluDropout(torch.autograd.Function):
-    """Saves only its result: an element passes gradient exactly where it is positive."""
+class _Linear(torch.autograd.Function):
+    """`x W' + b`. On the CPU by oneDNN, which is faster here than the BLAS behind `addmm`."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, p: float, key: np.uint64) -> Tensor:
-        threshold = round(p * 2**32)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        if x.device.type == "cpu" and torch.backends.mkldnn.is_available() and len(x):
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        return grad_x, grad.t() @ x, grad.sum(0)
+
+
+class _HiddenSelfAndMean(torch.autograd.Function):
+    """Saves h alone: an element passes gradient exactly where it is positive."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, indptr: Tensor, indices: Tensor, p: float, key: np.uint64
+    ) -> Tensor:
         ctx.scale = 1.0 / (1.0 - p)
-        ctx.mark_dirty(h)
-        if h.device.type == "cpu":
-            array = h.detach().numpy()
-            scale = np.float32(ctx.scale)
+        threshold = round(p * 2**32)
+        num_dst = len(indptr) - 1
+        if z.device.type == "cpu":
+            out = z.new_empty(num_dst, 2 * z.shape[1])
+            h = z.detach().numpy()
+            scale = h.dtype.type(ctx.scale)
+            _in_threads(len(h), lambda a, b: kernels.relu_dropout(h, threshold, scale, key, a, b))
+            edges = (out.numpy(), indptr.numpy(), indices.numpy(), h)
+            _in_threads(num_dst, lambda a, b: kernels.self_and_mean(*edges, a, b))
+        else:
+            z.clamp_(min=0).mul_((_hash32(z, key) >= threshold) * ctx.scale)
+            out = torch.cat((z[:num_dst], _mean(z, indptr, indices)), 1)
+        ctx.save_for_backward(z, indptr, indices)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        h, indptr, indices = ctx.saved_tensors
+        num_dst, width = len(grad), h.shape[1]
+        if grad.device.type == "cpu":
+            grad_z = torch.empty_like(h)
+            edges = kernels.transpose(indptr.numpy(), indices.numpy(), len(h))
+            arrays = (grad_z.numpy(), h.numpy(), grad.contiguous().numpy(), *edges)
+            scale = arrays[0].dtype.type(ctx.scale)
             _in_threads(
-                len(h), lambda a, b: kernels.relu_dropout(array, threshold, scale, key, a, b)
+                len(h), lambda a, b: kernels.hidden_self_and_mean_backward(*arrays, scale, a, b)
             )
         else:
-            h.clamp_(min=0).mul_((_hash32(h, key) >= threshold) * ctx.scale)
-        ctx.save_for_backward(h)
-        return h
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (h,) = ctx.saved_tensors
-        return torch.where(h > 0, grad * ctx.scale, 0.0), None, None
+            degree = indptr.diff()
+            grad_mean = grad[:, width:] / degree.clamp(min=1)[:, None]
+            grad_z = torch.zeros_like(h)
+            grad_z[:num_dst] = grad[:, :width]
+            grad_z.index_add_(0, indices, grad_mean.repeat_interleave(degree, 0))
+            grad_z.mul_((h > 0) * ctx.scale)
+        return grad_z, None, None, None, None
 
 
 def _hash32(h: Tensor, key: np.uint64) -> Tensor:
@@ -168,37 +204,6 @@ def _hash32(h: Tensor, key: np.uint64) -> Tensor:
     y = ((y ^ (y >> 16)) * 0x7FEB352D & mask) ^ high
     y = (y ^ (y >> 15)) * 0x846CA68B & mask
     return y ^ (y >> 16)
-
-
-class _SelfAndMean(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, indptr: Tensor, indices: Tensor) -> Tensor:
-        ctx.save_for_backward(indptr, indices)
-        ctx.num_src = len(h)
-        num_dst = len(indptr) - 1
-        if h.device.type == "cpu":
-            out = h.new_empty(num_dst, 2 * h.shape[1])
-            arrays = [t.detach().numpy() for t in (out, indptr, indices, h)]
-            _in_threads(num_dst, lambda a, b: kernels.self_and_mean(*arrays, a, b))
-            return out
-        return torch.cat((h[:num_dst], _mean(h, indptr, indices)), 1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        indptr, indices = ctx.saved_tensors
-        num_dst = len(grad)
-        width = grad.shape[1] // 2
-        if grad.device.type == "cpu":
-            grad_h = grad.new_empty(ctx.num_src, width)
-            arrays = [t.numpy() for t in (grad_h, grad, indptr, indices)]
-            _in_threads(width, lambda a, b: kernels.self_and_mean_backward(*arrays, a, b), 64)
-            return grad_h, None, None
-        grad_h = grad.new_zeros(ctx.num_src, width)
-        grad_h[:num_dst] = grad[:, :width]
-        degree = indptr.diff()
-        grad_mean = grad[:, width:] / degree.clamp(min=1)[:, None]
-        grad_h.index_add_(0, indices, grad_mean.repeat_interleave(degree, 0))
-        return grad_h, None, None
 
 
 def _mean(table: Tensor, indptr: Tensor, slots: Tensor) -> Tensor:

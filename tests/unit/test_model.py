@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distsage.train.features import Block, blocks_of, gathered_input, local_input
-from distsage.train.model import GraphSAGE, _hash32, relu_dropout, self_and_mean
+from distsage.train.model import GraphSAGE, _hash32, hidden_self_and_mean
 from distsage.train.rng import Purpose, stream_key
 from distsage.train.sampler import Sampler
 from tests.unit.graphs import key_of, random_topology
@@ -20,6 +20,14 @@ def sampled(num_layers: int, num_seeds: int, number_inputs: bool = False):
     sampler = Sampler(topology, [3, 4, 5][:num_layers], number_inputs=number_inputs)
     seeds = np.random.default_rng(3).choice(NUM_NODES, num_seeds, replace=False)
     return sampler.sample(seeds, key_of(2), stream_key(0, 0, 0, 0, Purpose.DROPOUT))
+
+
+def relu_dropout(z: torch.Tensor, p: float, key: np.uint64) -> torch.Tensor:
+    """The activation alone: what a block without edges hands on."""
+    no_edges = Block(
+        torch.zeros(len(z) + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int32), len(z)
+    )
+    return hidden_self_and_mean(z * 1.0, no_edges, p, key)[:, : z.shape[1]]
 
 
 def features(width: int) -> torch.Tensor:
@@ -101,11 +109,22 @@ def test_logits_equal_dense_numpy():
     np.testing.assert_allclose(logits.detach().numpy(), h, rtol=1e-4, atol=1e-5)
 
 
-def test_aggregation_gradient_against_finite_differences():
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_hidden_gradient_against_finite_differences(p):
     csc = sampled(2, 15).blocks[0]
     block = Block.from_csc(csc)
-    h = torch.randn(csc.num_src, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda h: self_and_mean(h, block), h)
+    z = torch.randn(csc.num_src, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    z.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda z: hidden_self_and_mean(z * 1.0, block, p, np.uint64(4)), z
+    )
+
+
+def test_source_without_an_edge_has_no_gradient():
+    indptr, indices = torch.tensor([0, 1]), torch.tensor([2], dtype=torch.int32)
+    z = torch.ones(4, 3, requires_grad=True)
+    hidden_self_and_mean(z * 1.0, Block(indptr, indices, 4), 0.0, np.uint64(4)).sum().backward()
+    assert z.grad.sum(1).tolist() == [3, 0, 3, 0]
 
 
 def test_threads_change_nothing():
@@ -155,15 +174,15 @@ def test_dropout_rate_scale_and_repetition(p):
     """Rate within 5 standard deviations (false alarm 6e-7 with another seed; this one is fixed)."""
     h = torch.full((2000, 256), 3.0)
     h[:, ::2] = -1.0
-    a = relu_dropout(h.clone(), p, np.uint64(11))
+    a = relu_dropout(h, p, np.uint64(11))
     assert (a[:, ::2] == 0).all()
     kept = a[:, 1::2] != 0
     n = kept.numel()
     assert abs(kept.double().mean().item() - (1 - p)) <= 5 * np.sqrt(p * (1 - p) / n)
     torch.testing.assert_close(a[:, 1::2][kept], torch.full((int(kept.sum()),), 3.0 / (1 - p)))
-    assert torch.equal(a, relu_dropout(h.clone(), p, np.uint64(11)))
+    assert torch.equal(a, relu_dropout(h, p, np.uint64(11)))
     if p:
-        assert not torch.equal(a, relu_dropout(h.clone(), p, np.uint64(12)))
+        assert not torch.equal(a, relu_dropout(h, p, np.uint64(12)))
         rows, columns = kept.double().mean(1), kept.double().mean(0)
         assert rows.std() < 1.2 * np.sqrt(p * (1 - p) / kept.shape[1])
         assert columns.std() < 1.3 * np.sqrt(p * (1 - p) / kept.shape[0])
@@ -171,7 +190,7 @@ def test_dropout_rate_scale_and_repetition(p):
 
 def test_dropout_gradient_passes_where_the_result_is_positive():
     h = torch.randn(300, 64, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    out = relu_dropout(h * 1.0, 0.25, np.uint64(3))
+    out = relu_dropout(h, 0.25, np.uint64(3))
     out.sum().backward()
     torch.testing.assert_close(h.grad, (out > 0) / 0.75)
 
