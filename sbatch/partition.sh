@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Split a graph into parts, one per host, on one host:
+#
+#   sbatch sbatch/partition.sh --dataset NAME_OR_PATH --num-parts 4 --output PARTS
+#
+# It says before it starts how much memory it needs; ask for it with sbatch --mem.
+# The lines below are defaults: sbatch's command line and SBATCH_* variables win.
+#SBATCH --job-name=distsage-partition
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=4
+#SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append
+set -euo pipefail
+
+# Slurm runs a copy of this script; sbatch/train.sh says where the checkout is looked for.
+original=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null |
+  sed -n 's/^ *Command=\([^ ]*\).*/\1/p') || true
+for root in "${DISTSAGE_ROOT:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" "${original%/*}/.."; do
+  [[ -f $root/sbatch/env.sh ]] && break
+done
+[[ -f $root/sbatch/env.sh ]] || {
+  echo "distsage: cannot find the checkout; set DISTSAGE_ROOT to it" >&2
+  exit 2
+}
+# shellcheck source=sbatch/env.sh
+source "$root/sbatch/env.sh"
+
+share_cpus 1
+exec python -m distsage partition "$@"

@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Train on the parts of a graph, one part per host, with one mpirun (or srun) over all hosts:
+#
+#   sbatch --nodes=4 sbatch/train.sh --parts PARTS --run-dir RUN [OPTIONS of distsage train]
+#
+# The lines below are defaults: sbatch's command line and SBATCH_* variables win. sbatch/env.sh
+# lists the settings that say how to start the ranks on this cluster.
+#SBATCH --job-name=distsage-train
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --cpus-per-task=2
+#SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append
+set -euo pipefail
+
+# Slurm runs a copy of this script: the checkout is DISTSAGE_ROOT, or beside the script, or where
+# sbatch was called, or where Slurm says that the original lies.
+original=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null |
+  sed -n 's/^ *Command=\([^ ]*\).*/\1/p') || true
+for root in "${DISTSAGE_ROOT:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" "${original%/*}/.."; do
+  [[ -f $root/sbatch/env.sh ]] && break
+done
+[[ -f $root/sbatch/env.sh ]] || {
+  echo "distsage: cannot find the checkout; set DISTSAGE_ROOT to it" >&2
+  exit 2
+}
+# shellcheck source=sbatch/env.sh
+source "$root/sbatch/env.sh"
+
+hosts=${SLURM_JOB_NUM_NODES:-}
+[[ -n $hosts ]] ||
+  die "train.sh runs inside a Slurm job: sbatch sbatch/train.sh ...; without Slurm, use" \
+    "python -m distsage local, or mpirun as the README shows"
+pairs=${DISTSAGE_PAIRS_PER_HOST:-$((${SLURM_NTASKS_PER_NODE:-2} / 2))}
+[[ $pairs =~ ^[1-9][0-9]*$ ]] ||
+  die "'$pairs' pairs per host: set DISTSAGE_PAIRS_PER_HOST to 1 or more, or give sbatch an even" \
+    "--ntasks-per-node"
+share_cpus "$pairs"
+ranks_per_host=$((2 * pairs))
+ranks=$((hosts * ranks_per_host))
+
+# Which MPI, and how its launcher puts the pairs of ranks on the hosts.
+if [[ -z ${DISTSAGE_MPI:-} ]]; then
+  DISTSAGE_MPI=site
+  [[ -x $DISTSAGE_VENV/bin/mpirun ]] && DISTSAGE_MPI=wheel
+fi
+if [[ $DISTSAGE_MPI == site ]]; then
+  mpirun=$(PATH=$site_path command -v mpirun) || true
+else
+  mpirun=$DISTSAGE_VENV/bin/mpirun
+fi
+version=$("${mpirun:-false}" --version 2>/dev/null | head -1) || true
+case $version in
+  *"Open MPI"*) library=libmpi.so.40 ;;
+  *) library=libmpi.so.12 ;; # MPICH, Intel MPI, MVAPICH
+esac
+# mpi4py would take the virtual environment's library, where there is one.
+[[ $DISTSAGE_MPI == site ]] && export MPI4PY_LIBMPI=${MPI4PY_LIBMPI:-$library}
+
+launcher=${DISTSAGE_LAUNCHER:-mpirun}
+case $launcher in
+  mpirun)
+    [[ -n $version ]] ||
+      die "no mpirun on $(hostname): load the cluster's MPI with DISTSAGE_MODULES, or set" \
+        "DISTSAGE_LAUNCHER=srun"
+    if [[ $version == *"Open MPI"* ]]; then
+      launch=("$mpirun" -n "$ranks" --map-by "ppr:$ranks_per_host:node:OVERSUBSCRIBE" --bind-to none)
+    else
+      launch=("$mpirun" -n "$ranks" -ppn "$ranks_per_host")
+    fi
+    ;;
+  srun)
+    launch=(srun "--mpi=${SLURM_MPI_TYPE:-pmix}" --kill-on-bad-exit=1 "--nodes=$hosts"
+      "--ntasks=$ranks" "--ntasks-per-node=$ranks_per_host" --distribution=block --overcommit
+      --cpu-bind=none)
+    ;;
+  *) die "DISTSAGE_LAUNCHER is $launcher; it is mpirun or srun" ;;
+esac
+# MPI starts the ranks and carries a few small messages between them. TCP, which DGL needs anyway,
+# will do, and leaves no segments in /dev/shm when a rank is killed.
+export OMPI_MCA_pml=${OMPI_MCA_pml:-ob1} OMPI_MCA_btl=${OMPI_MCA_btl:-self,tcp}
+if ((EUID == 0)); then
+  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+fi
+options=()
+if [[ -n ${DISTSAGE_INTERFACE:-} ]]; then
+  export OMPI_MCA_btl_tcp_if_include=${OMPI_MCA_btl_tcp_if_include:-$DISTSAGE_INTERFACE}
+  options=(--interface "$DISTSAGE_INTERFACE")
+fi
+
+# The first rank that fails leaves a line here. A launcher that lingers after it, because it waits
+# for a host that is lost, is ended.
+export DISTSAGE_FAILURE_NOTE=$DISTSAGE_LOGS/failure-${SLURM_JOB_ID:?}
+rm -f "$DISTSAGE_FAILURE_NOTE"
+end_lingering() {
+  until [[ -e $DISTSAGE_FAILURE_NOTE ]]; do
+    sleep 1
+    stat --cached=never "$DISTSAGE_LOGS" >/dev/null || true # NFS looks again
+  done
+  sleep 5
+  kill -TERM "$1" && sleep 5 && kill -KILL "$1"
+}
+
+say "job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}: $ranks ranks, $ranks_per_host on each of $hosts" \
+  "hosts, $OMP_NUM_THREADS threads per trainer, $launcher${version:+ ($version)}"
+"${launch[@]}" python -m mpi4py -m distsage train "${options[@]}" "$@" &
+job=$!
+end_lingering "$job" >/dev/null 2>&1 &
+watcher=$!
+
+ended_by=
+trap 'ended_by=SIGTERM; kill -TERM "$job" 2>/dev/null' TERM
+while true; do
+  status=0
+  wait "$job" || status=$? # a trapped signal ends it early
+  kill -0 "$job" 2>/dev/null || break
+done
+kill "$watcher" 2>/dev/null || true
+
+# Some launchers end with status 0 when they are told to end.
+if [[ -n $ended_by ]]; then
+  say "ended by $ended_by (scancel, or the time limit)"
+  status=143
+elif [[ -e $DISTSAGE_FAILURE_NOTE && $status == 0 ]]; then
+  status=1
+fi
+rm -f "$DISTSAGE_FAILURE_NOTE"
+exit "$status"

@@ -1,0 +1,280 @@
+"""The batch scripts: what they ask of Slurm, and the one command that they run."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+SBATCH = Path(__file__).resolve().parents[2] / "sbatch"
+GOLDEN = Path(__file__).with_name("sbatch_requests.txt")
+OPEN_MPI = "mpirun (Open MPI) 4.1.4"
+HYDRA = "HYDRA build details:"
+
+TOOLS = (
+    *("basename", "bash", "dirname", "env", "head", "hostname", "mkdir", "nproc", "rm", "sed"),
+    *("sleep", "stat", "touch"),
+)
+
+# Stands for mpirun, srun and python: writes down how it was called.
+RECORDER = """#!/bin/bash
+case "$*" in
+  --version) echo "{version}"; exit 0 ;;
+  -c*) exit 0 ;;
+esac
+printf '%s\\n' "$(basename "$0")" "$@" >"$RECORD"
+env >"$RECORD.env"
+{then}
+"""
+
+
+def test_what_the_scripts_ask_of_slurm() -> None:
+    """A change of the defaults is seen here; nothing site-specific may come in."""
+    requests = [
+        f"{script.name} {line.removeprefix('#SBATCH ')}"
+        for script in sorted(SBATCH.glob("*.sh"))
+        for line in script.read_text().splitlines()
+        if line.startswith("#SBATCH")
+    ]
+    assert requests == GOLDEN.read_text().splitlines()
+
+
+class Site:
+    """A cluster of fake commands: scripts run under it, and what they call is recorded."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.record = directory / "record"
+        self.bin = directory / "bin"
+        self.environment_bin = directory / "venv" / "bin"
+        for path in (self.bin, self.environment_bin, directory / "spool", directory / "submit"):
+            path.mkdir(parents=True)
+        self.install(self.environment_bin / "python")
+        for tool in TOOLS:  # and none of MPI's or Slurm's that this machine may have
+            (self.bin / tool).symlink_to(shutil.which(tool) or tool)
+
+    def install(self, path: Path, version: str = "", then: str = "exit 0") -> None:
+        path.write_text(RECORDER.format(version=version, then=then))
+        path.chmod(0o755)
+
+    def start(
+        self, script: str, arguments: Sequence[str], settings: Mapping[str, str]
+    ) -> subprocess.Popen[str]:
+        """Start a script as Slurm does: a copy of it in a spool directory."""
+        copy = self.directory / "spool" / "slurm_script"
+        shutil.copy(SBATCH / script, copy)
+        environment = {
+            "PATH": str(self.bin),
+            "RECORD": str(self.record),
+            "DISTSAGE_ROOT": str(SBATCH.parent),
+            "DISTSAGE_VENV": str(self.directory / "venv"),
+            "SLURM_JOB_ID": "17",
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_NTASKS_PER_NODE": "2",
+            "SLURM_SUBMIT_DIR": str(self.directory / "submit"),
+        }
+        return subprocess.Popen(
+            [self.bin / "bash", copy, *arguments],
+            env={k: v for k, v in {**environment, **settings}.items() if v != "unset"},
+            cwd=self.directory / "submit",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, script: str, *arguments: str, **settings: str) -> tuple[int, str]:
+        """Run a script to its end; return its status and what it said."""
+        with self.start(script, arguments, settings) as process:
+            _, errors = process.communicate(timeout=60)
+        return process.returncode, errors
+
+    @property
+    def called(self) -> list[str]:
+        """The words of the one command that was called."""
+        return self.record.read_text().splitlines()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment that it was called with."""
+        lines = (self.directory / "record.env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+TRAIN = ["python", "-m", "mpi4py", "-m", "distsage", "train"]
+
+
+def test_default_is_one_mpirun_with_a_pair_per_host(site: Site) -> None:
+    site.install(site.bin / "mpirun", OPEN_MPI)
+    status, errors = site.run("train.sh", "--parts", "a b", "--run-dir", "x*")
+    assert status == 0, errors
+    mapping = ["-n", "4", "--map-by", "ppr:2:node:OVERSUBSCRIBE", "--bind-to", "none"]
+    assert site.called == ["mpirun", *mapping, *TRAIN, "--parts", "a b", "--run-dir", "x*"]
+    environment = site.environment
+    assert environment["PYTHONPATH"] == str(SBATCH.parent)
+    assert environment["MPI4PY_LIBMPI"] == "libmpi.so.40"
+    assert environment["DISTSAGE_FAILURE_NOTE"] == f"{site.directory}/submit/logs/failure-17"
+    assert environment["OMPI_MCA_btl"] == "self,tcp"
+    assert ("OMPI_ALLOW_RUN_AS_ROOT" in environment) == (os.geteuid() == 0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"SLURM_NTASKS_PER_NODE": "4"}, {"DISTSAGE_PAIRS_PER_HOST": "2"}]
+)
+def test_two_pairs_per_host(site: Site, settings: dict[str, str]) -> None:
+    site.install(site.bin / "mpirun", OPEN_MPI)
+    assert site.run("train.sh", SLURM_JOB_NUM_NODES="4", **settings)[0] == 0
+    assert site.called[1:5] == ["-n", "16", "--map-by", "ppr:4:node:OVERSUBSCRIBE"]
+
+
+def test_other_mpi_has_other_options(site: Site) -> None:
+    site.install(site.bin / "mpirun", HYDRA)
+    assert site.run("train.sh")[0] == 0
+    assert site.called == ["mpirun", "-n", "4", "-ppn", "2", *TRAIN]
+    assert site.environment["MPI4PY_LIBMPI"] == "libmpi.so.12"
+
+
+def test_the_virtual_environments_mpirun_comes_first_unless_the_site_is_asked_for(
+    site: Site,
+) -> None:
+    site.install(site.bin / "mpirun", OPEN_MPI, then="exit 7")
+    site.install(site.environment_bin / "mpirun", OPEN_MPI)
+    assert site.run("train.sh")[0] == 0
+    assert "MPI4PY_LIBMPI" not in site.environment
+    assert site.run("train.sh", DISTSAGE_MPI="site")[0] == 7
+    assert site.environment["MPI4PY_LIBMPI"] == "libmpi.so.40"
+
+
+@pytest.mark.parametrize(("mpi_type", "option"), [("unset", "pmix"), ("pmi2", "pmi2")])
+def test_srun(site: Site, mpi_type: str, option: str) -> None:
+    site.install(site.bin / "srun")
+    settings = {"DISTSAGE_LAUNCHER": "srun", "SLURM_MPI_TYPE": mpi_type}
+    assert site.run("train.sh", "--parts", "a b", **settings)[0] == 0
+    words = site.called
+    assert words[: words.index("python")] == [
+        "srun",
+        f"--mpi={option}",
+        "--kill-on-bad-exit=1",
+        "--nodes=2",
+        "--ntasks=4",
+        "--ntasks-per-node=2",
+        "--distribution=block",
+        "--overcommit",
+        "--cpu-bind=none",
+    ]
+    assert words[words.index("python") :] == [*TRAIN, "--parts", "a b"]
+
+
+def test_interface_reaches_mpi_and_distsage_and_the_command_line_wins(site: Site) -> None:
+    site.install(site.bin / "mpirun", OPEN_MPI)
+    site.run("train.sh", "--interface", "eth0", DISTSAGE_INTERFACE="ib0")
+    assert site.called[-4:] == ["--interface", "ib0", "--interface", "eth0"]
+    assert site.environment["OMPI_MCA_btl_tcp_if_include"] == "ib0"
+
+
+def test_trainers_share_the_cpus_that_slurm_gave(site: Site) -> None:
+    site.install(site.bin / "mpirun", OPEN_MPI)
+    (site.bin / "nproc").unlink()
+    (site.bin / "nproc").write_text("#!/bin/bash\necho 64\n")
+    (site.bin / "nproc").chmod(0o755)
+    for cpus, pairs, threads in (("16", "1", "16"), ("16", "2", "8"), ("1", "2", "1")):
+        site.run("train.sh", SLURM_CPUS_ON_NODE=cpus, DISTSAGE_PAIRS_PER_HOST=pairs)
+        assert site.environment["OMP_NUM_THREADS"] == threads
+    site.run("train.sh", SLURM_CPUS_ON_NODE="128")
+    assert site.environment["OMP_NUM_THREADS"] == "64"
+    site.run("train.sh", OMP_NUM_THREADS="3")
+    assert site.environment["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("command", ["partition", "local"])
+def test_one_host_scripts_pass_their_arguments_on(site: Site, command: str) -> None:
+    status, errors = site.run(
+        f"{command}.sh", "--dataset", "a b", SLURM_CPUS_ON_NODE="1", SLURM_NTASKS_PER_NODE="1"
+    )
+    assert status == 0, errors
+    assert site.called == ["python", "-m", "distsage", command, "--dataset", "a b"]
+    assert site.environment["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize("script", ["train.sh", "partition.sh", "local.sh"])
+def test_the_checkout_is_found_from_the_submit_directory_or_from_slurm(
+    site: Site, script: str
+) -> None:
+    site.install(site.bin / "mpirun", OPEN_MPI)
+    found = {"DISTSAGE_ROOT": "unset", "SLURM_SUBMIT_DIR": str(SBATCH.parent)}
+    found["DISTSAGE_LOGS"] = str(site.directory)
+    assert site.run(script, **found)[0] == 0
+    status, errors = site.run(script, DISTSAGE_ROOT="unset")
+    assert (status, "set DISTSAGE_ROOT" in errors) == (2, True)
+    scontrol = site.bin / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho '   Command={SBATCH / script} --parts a/b'\n")
+    scontrol.chmod(0o755)
+    assert site.run(script, DISTSAGE_ROOT="unset")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"SLURM_JOB_NUM_NODES": "unset"}, "inside a Slurm job"),
+        ({"SLURM_NTASKS_PER_NODE": "1"}, "pairs per host"),
+        ({"DISTSAGE_PAIRS_PER_HOST": "two"}, "pairs per host"),
+        ({"DISTSAGE_LAUNCHER": "qsub"}, "mpirun or srun"),
+        ({"DISTSAGE_MODULES": "openmpi"}, "module"),
+        ({}, "no mpirun"),
+    ],
+)
+def test_mistakes_get_one_sentence(site: Site, settings: dict[str, str], sentence: str) -> None:
+    status, errors = site.run("train.sh", **settings)
+    assert status == 2
+    assert sentence in errors
+    assert len(errors.splitlines()) == 1
+    assert not site.record.exists()
+
+
+def test_status_of_the_launcher_is_the_status_of_the_job(site: Site) -> None:
+    site.install(site.bin / "mpirun", OPEN_MPI, then="exit 5")
+    assert site.run("train.sh")[0] == 5
+    # Some launchers end with status 0 although a rank has failed.
+    site.install(site.bin / "mpirun", OPEN_MPI, then='touch "$DISTSAGE_FAILURE_NOTE"')
+    assert site.run("train.sh")[0] == 1
+    assert list((site.directory / "submit" / "logs").iterdir()) == []
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_sigterm_reaches_the_launcher_and_ends_the_job(site: Site) -> None:
+    # As mpirun after scancel: it cleans up, which takes a moment, and ends with status 0.
+    then = """trap 'sleep 0.3; echo told >"$RECORD.told"; exit 0' TERM
+sleep 60 >/dev/null 2>&1 & wait"""
+    site.install(site.bin / "mpirun", OPEN_MPI, then=then)
+    with site.start("train.sh", [], {}) as process:
+        wait_for((site.directory / "record.env").exists)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert "ended by SIGTERM" in errors
+    assert (site.directory / "record.told").read_text() == "told\n"
+
+
+def test_launcher_that_lingers_after_a_failure_is_ended(site: Site) -> None:
+    # As mpirun when a host has lost its power: deaf, and waiting for ever.
+    then = """trap '' TERM
+touch "$DISTSAGE_FAILURE_NOTE"
+exec sleep 60"""
+    site.install(site.bin / "mpirun", OPEN_MPI, then=then)
+    status, _ = site.run("train.sh")
+    assert status == 128 + signal.SIGKILL
