@@ -5,7 +5,7 @@ takes seconds. On disk, as DGL itself has it: `ROOT/reddit_69f818f5/`, `ROOT/cor
 where HASH comes from the download's address.
 
 Two seams to DGL 1.1.3:
-- `_download`: DGL tries ten times, without a time limit. `fetch_zip` takes its place.
+- `_download`: DGL tries again and again, without a time limit. `fetch_zip` takes its place.
 - `_pickle_load`: the Planetoid files (cora, citeseer, pubmed) are pickles, and unpickling what was
   downloaded runs whatever it says. `_ArrayUnpickler` makes arrays and nothing else; and since
   DGL's own cache of these sets holds a pickle too, it is neither read nor written.

@@ -47,8 +47,8 @@ class Graph:
         labels: int64 `[N]` with -1 for "not labelled" (multiclass), or float32 `[N, C]` of zeros
             and ones (multilabel).
         num_classes: C.
-        train_mask, val_mask, test_mask: bool `[N]`, disjoint, train not empty. Every node in a
-            mask is labelled.
+        train_mask, val_mask, test_mask: bool `[N]`, disjoint, none empty. Every node in a mask
+            is labelled.
         original_ids: int64 `[N]` or an array of strings `[N]`: the names of the nodes in the data
             they come from; None means 0..N-1.
     """

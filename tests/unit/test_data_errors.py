@@ -106,6 +106,10 @@ NPZ = {
         {"val_mask": changed(GOOD["val_mask"], [1, 3], True)},
         ["train_mask and val_mask overlap", "2 nodes", "row 1"],
     ),
+    "train and test overlap": (
+        {"test_mask": changed(GOOD["test_mask"], 2, True)},
+        ["train_mask and test_mask overlap", "row 2"],
+    ),
     "val and test overlap": (
         {"test_mask": changed(GOOD["test_mask"], 5, True)},
         ["val_mask and test_mask overlap", "row 5"],

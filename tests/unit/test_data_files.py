@@ -191,7 +191,7 @@ def test_the_state_of_num_classes_wins_over_the_labels(tmp_path):
     ],
 )
 def test_a_dgl_file_is_read_as_it_is(tmp_path, suffix, names):
-    dgl = pytest.importorskip("dgl")
+    import dgl
     import torch
 
     arrays = small_arrays()
@@ -256,6 +256,22 @@ def test_tables_are_read_as_they_are(tmp_path, suffix, names):
     else:
         assert graph.original_ids.dtype.kind == ("i" if names is INT_NAMES else "U")
         assert graph.original_ids.tolist() == names.tolist()
+
+
+def test_numbers_with_leading_zeros_are_names(tmp_path):
+    edges, nodes = tables()
+    edges, nodes["id"] = edges.map("{:03d}".format), nodes["id"].map("{:03d}".format)
+    graph = load_graph(write(tmp_path / "g", edges, nodes))
+    check_small(graph)
+    assert graph.original_ids.tolist() == [f"{v:03d}" for v in range(NUM_NODES)]
+
+
+@pytest.mark.parametrize("prefix", ["", "n"], ids=["int", "str"])
+def test_blanks_around_names_do_not_count(tmp_path, prefix):
+    edges, nodes = tables()
+    nodes["id"] = [f"{prefix}{v}" for v in nodes["id"]]
+    edges = edges.map(f" {prefix}{{}} ".format)
+    check_small(load_graph(write(tmp_path / "g", edges, nodes)))
 
 
 def test_integer_names_with_gaps_in_any_row_order(tmp_path):
