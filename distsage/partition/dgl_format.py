@@ -6,6 +6,7 @@ which loads faster than DGL's COO, and it leaves out the edges *into* halo nodes
 reads, since a node's in-edges are always asked of the part that owns it.
 """
 
+import errno
 import json
 from collections.abc import Mapping
 from itertools import pairwise
@@ -46,6 +47,9 @@ def write_part(
 
     Returns:
         The number of halo nodes.
+
+    Raises:
+        OSError, dgl.DGLError: the disk is full.
     """
     num_nodes = int(offsets[-1])
     low, high = int(offsets[part]), int(offsets[part + 1])
@@ -62,28 +66,77 @@ def write_part(
     num_local, num_edges = len(local_gid), topology.num_edges
     indptr = np.full(num_local + 1, num_edges, np.int64)
     indptr[: high - low + 1] = topology.indptr
-    no_edge_ids = torch.empty(0, dtype=torch.int64)  # means: edges are numbered as they stand
-    local = dgl.graph(
-        ("csc", (torch.from_numpy(indptr), torch.from_numpy(slot[topology.indices]), no_edge_ids)),
-        num_nodes=num_local,
-    )
+    indices = slot[topology.indices]
     del slot
-    local.ndata["part_id"] = torch.from_numpy(
-        np.searchsorted(offsets, local_gid, side="right").astype(np.int64) - 1
-    )
-    local.ndata["inner_node"] = (torch.arange(num_local) < high - low).to(torch.uint8)
-    local.ndata[dgl.NID] = torch.from_numpy(local_gid)
-    local.edata["inner_edge"] = torch.ones(num_edges, dtype=torch.uint8)
-    local.edata[dgl.EID] = torch.arange(first_edge, first_edge + num_edges)
+    part_id = np.searchsorted(offsets, local_gid, side="right").astype(np.int64) - 1
+    node_frame = {
+        "part_id": torch.from_numpy(part_id),
+        "inner_node": (torch.arange(num_local) < high - low).to(torch.uint8),
+        dgl.NID: torch.from_numpy(local_gid),
+    }
+    edge_frame = {
+        "inner_edge": torch.ones(num_edges, dtype=torch.uint8),
+        dgl.EID: torch.arange(first_edge, first_edge + num_edges),
+    }
+    features = {f"{NODE_TYPE}/{name}": torch.from_numpy(rows) for name, rows in node_data.items()}
 
     directory.mkdir()
-    dgl.save_graphs(str(directory / "graph.dgl"), [local], formats="csc")
-    save_tensors(
-        str(directory / "node_feat.dgl"),
-        {f"{NODE_TYPE}/{name}": torch.from_numpy(rows) for name, rows in node_data.items()},
-    )
-    save_tensors(str(directory / "edge_feat.dgl"), {})
+    _save_graph(directory / "graph.dgl", Topology(indptr, indices), node_frame, edge_frame)
+    _save_tensors(directory / "node_feat.dgl", features)
+    _save_tensors(directory / "edge_feat.dgl", {})
     return len(halo_gid)
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    save_tensors(str(path), _without_rows(tensors))
+    overhead = path.stat().st_size
+    save_tensors(str(path), dict(tensors))
+    _check_whole(path, overhead + _bytes(tensors))
+
+
+def _save_graph(
+    path: Path,
+    topology: Topology,
+    node_frame: Mapping[str, torch.Tensor],
+    edge_frame: Mapping[str, torch.Tensor],
+) -> None:
+    def save(
+        topology: Topology,
+        node_frame: Mapping[str, torch.Tensor],
+        edge_frame: Mapping[str, torch.Tensor],
+    ) -> None:
+        no_edge_ids = torch.empty(0, dtype=torch.int64)  # means: numbered as they stand
+        indptr, indices = torch.from_numpy(topology.indptr), torch.from_numpy(topology.indices)
+        graph = dgl.graph(("csc", (indptr, indices, no_edge_ids)), num_nodes=topology.num_nodes)
+        graph.ndata.update(node_frame)
+        graph.edata.update(edge_frame)
+        dgl.save_graphs(str(path), [graph], formats="csc")
+
+    nothing = Topology(np.zeros(1, np.int64), np.empty(0, np.int64))
+    save(nothing, _without_rows(node_frame), _without_rows(edge_frame))
+    overhead = path.stat().st_size - nothing.indptr.nbytes
+    save(topology, node_frame, edge_frame)
+    payload = topology.indptr.nbytes + topology.indices.nbytes
+    _check_whole(path, overhead + payload + _bytes(node_frame) + _bytes(edge_frame))
+
+
+def _without_rows(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: rows[:0] for name, rows in tensors.items()}
+
+
+def _bytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    return sum(rows.nbytes for rows in tensors.values())
+
+
+def _check_whole(path: Path, expected: int) -> None:
+    """DGL's writer says nothing when the disk is full at the file's last bytes.
+
+    What a file has besides its rows does not depend on their number, so a file without rows tells
+    how long the whole one has to be.
+    """
+    found = path.stat().st_size
+    if found != expected:
+        raise OSError(errno.ENOSPC, f"only {found} of {expected} bytes could be written", str(path))
 
 
 def write_config(

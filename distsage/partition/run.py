@@ -82,7 +82,8 @@ def partition(
         f"partitioning {graph.name} ({graph.num_nodes:,} nodes, {graph.topology.num_edges:,} "
         f"directed edges, {graph.num_features:,} features) into {num_parts} parts"
     )
-    logger.info(estimate.check(estimate.estimate(graph, num_trainers, method), output, force=force))
+    needs = estimate.estimate(graph, num_parts, method, num_trainers_per_host)
+    logger.info(estimate.check(needs, output, force=force))
     options = {
         "method": method,
         "balance_train": balance_train,

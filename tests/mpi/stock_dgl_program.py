@@ -10,7 +10,7 @@ import dgl
 import dgl.nn.pytorch as dglnn
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import cross_entropy, relu
 
 ip_config, part_config, original_ids_path = sys.argv[1:]
 dgl.distributed.initialize(ip_config)  # a server stays in here
@@ -40,8 +40,8 @@ for inputs, seeds, blocks in loader:
     for depth, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
         h = layer(block, h)
         if depth == 0:
-            h = F.relu(h)
-    loss = F.cross_entropy(h, graph.ndata["labels"][seeds])
+            h = relu(h)
+    loss = cross_entropy(h, graph.ndata["labels"][seeds])
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
