@@ -109,7 +109,7 @@ end_lingering "$job" >/dev/null 2>&1 &
 watcher=$!
 
 ended_by=
-trap 'ended_by=SIGTERM; kill -TERM "$job" 2>/dev/null' TERM
+trap 'ended_by=SIGTERM; kill -TERM "$job" 2>/dev/null || true' TERM
 while true; do
   status=0
   wait "$job" || status=$? # a trapped signal ends it early

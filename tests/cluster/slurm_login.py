@@ -65,12 +65,17 @@ class SlurmCluster:
     def job(self, job: int) -> dict[str, str]:
         """Return what Slurm knows about a job: JobState, ExitCode, StdOut, NodeList, ..."""
         text = self.exec("controller", "scontrol", "show", "job", str(job), "-o")
-        return dict(re.findall(r"(\S+?)=(\S*)", text))
+        return dict(re.findall(r"([\w/:]+)=(.*?)(?= [\w/:]+=|\s*$)", text))
 
     def log(self, job: int) -> str:
         """Return what a job has printed so far."""
         path = Path(self.job(job)["StdOut"])
         return path.read_text(errors="replace").replace("\0", "") if path.exists() else ""
+
+    def hosts_of(self, job: int) -> list[str]:
+        """Return the hosts that a job has, or had."""
+        names = self.job(job)["NodeList"]
+        return self.exec("controller", "scontrol", "show", "hostnames", names).split()
 
     def wait(self, job: int, seconds: float = 60) -> str:
         """Wait until a job has ended; return its state, or fail with its log after `seconds`."""
