@@ -82,6 +82,18 @@ class GraphSAGE(nn.Module):
         for layer in self.layers:
             layer.reset_parameters(generator)
 
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The arguments that rebuild a model into which the weights of this one fit."""
+        first, last = self.layers[0], self.layers[-1]
+        return {
+            "in_features": first.in_width,
+            "hidden": last.in_width,
+            "num_classes": len(last.bias),
+            "num_layers": len(self.layers),
+            "dropout": self.dropout,
+        }
+
     def forward(self, inputs: InputLayer, blocks: Sequence[Block], key: np.uint64) -> Tensor:
         """Logits `[B, C]` of a batch's seeds; no seeds give `[0, C]` and zero gradients.
 
@@ -104,6 +116,7 @@ def input_self_and_mean(inputs: InputLayer) -> Tensor:
     if inputs.slots.device.type == "cpu":
         out = torch.empty(num_dst, 2 * width)
         arrays = [t.numpy() for t in (out, inputs.indptr, inputs.slots, inputs.dst_slots)]
+        assert all(t.is_contiguous() for t in inputs.tables), "the kernel takes contiguous tables"
         tables = [t.numpy() for t in inputs.tables]
         tables += [tables[0][:0]] * (3 - len(tables))
         _in_threads(num_dst, lambda a, b: kernels.gather_self_and_mean(*arrays, *tables, a, b))
@@ -157,10 +170,13 @@ class _HiddenSelfAndMean(torch.autograd.Function):
         if z.device.type == "cpu":
             out = z.new_empty(num_dst, 2 * z.shape[1])
             h = z.detach().numpy()
-            scale = h.dtype.type(ctx.scale)
-            _in_threads(len(h), lambda a, b: kernels.relu_dropout(h, threshold, scale, key, a, b))
-            edges = (out.numpy(), indptr.numpy(), indices.numpy(), h)
-            _in_threads(num_dst, lambda a, b: kernels.self_and_mean(*edges, a, b))
+            _in_threads(
+                len(h), lambda a, b: kernels.relu_dropout(h, threshold, ctx.scale, key, a, b)
+            )
+            slots = indices.numpy()
+            edges = (out.numpy(), indptr.numpy(), slots, np.arange(num_dst, dtype=slots.dtype))
+            tables = (h, h[:0], h[:0])
+            _in_threads(num_dst, lambda a, b: kernels.gather_self_and_mean(*edges, *tables, a, b))
         else:
             z.clamp_(min=0).mul_((_hash32(z, key) >= threshold) * ctx.scale)
             out = torch.cat((z[:num_dst], _mean(z, indptr, indices)), 1)
@@ -175,9 +191,8 @@ class _HiddenSelfAndMean(torch.autograd.Function):
             grad_z = torch.empty_like(h)
             edges = kernels.transpose(indptr.numpy(), indices.numpy(), len(h))
             arrays = (grad_z.numpy(), h.numpy(), grad.contiguous().numpy(), *edges)
-            scale = arrays[0].dtype.type(ctx.scale)
             _in_threads(
-                len(h), lambda a, b: kernels.hidden_self_and_mean_backward(*arrays, scale, a, b)
+                len(h), lambda a, b: kernels.hidden_self_and_mean_backward(*arrays, ctx.scale, a, b)
             )
         else:
             degree = indptr.diff()

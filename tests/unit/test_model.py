@@ -110,14 +110,23 @@ def test_logits_equal_dense_numpy():
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
-def test_hidden_gradient_against_finite_differences(p):
+@pytest.mark.parametrize("width", [3, 16, 20, 64, 100, 256])
+def test_hidden_step_and_its_gradient_against_dense_operations(p, width):
     csc = sampled(2, 15).blocks[0]
-    block = Block.from_csc(csc)
-    z = torch.randn(csc.num_src, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    z.requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda z: hidden_self_and_mean(z * 1.0, block, p, np.uint64(4)), z
-    )
+    adjacency = torch.zeros(csc.num_dst, csc.num_src)
+    for v in range(csc.num_dst):
+        src = csc.indices[csc.indptr[v] : csc.indptr[v + 1]].astype(int)
+        adjacency[v, src] = 1 / max(len(src), 1)
+    z = torch.randn(csc.num_src, width, generator=torch.Generator().manual_seed(1))
+    keep = _hash32(z, np.uint64(4)) >= round(p * 2**32)
+    a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
+    h = torch.relu(a) * keep / (1 - p)
+    expected = torch.cat((h[: csc.num_dst], adjacency @ h), 1)
+    result = hidden_self_and_mean(b * 1.0, Block.from_csc(csc), p, np.uint64(4))
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    weighted_sum(expected).backward()
+    weighted_sum(result).backward()
+    torch.testing.assert_close(b.grad, a.grad, rtol=1e-5, atol=1e-5)
 
 
 def test_source_without_an_edge_has_no_gradient():

@@ -72,7 +72,7 @@ def laps(marks: list[float], names: str) -> dict[str, float]:
 
 
 def dgl_step(
-    topology: Topology, x: Tensor, y: Tensor, seeds: np.ndarray, fan_outs: list[int]
+    topology: Topology, x: Tensor, y: Tensor, seeds: list[np.ndarray], fan_outs: list[int]
 ) -> Step:
     """DGL's sampler on an int64 graph, gathered features, SAGEConv, Adam as everybody writes it."""
     indptr = torch.from_numpy(topology.indptr)
@@ -101,7 +101,7 @@ def dgl_step(
 
 
 def our_step(
-    topology: Topology, x: Tensor, y: Tensor, seeds: np.ndarray, fan_outs: list[int]
+    topology: Topology, x: Tensor, y: Tensor, seeds: list[np.ndarray], fan_outs: list[int]
 ) -> Step:
     """The same maths by distsage."""
     sampler = Sampler(topology, fan_outs)

@@ -1,0 +1,321 @@
+"""Sixteen float32 numbers in registers, for numba kernels; and prefetching.
+
+numba keeps no array in registers, and its loops over short rows spend more time on their ends than
+on their middle; a sum of rows that stays in registers takes half the time. The type here is LLVM's
+`<16 x float>`: one AVX-512 register, or two of AVX2, or four of NEON.
+
+A row is named by its address (`row`) and an array that gives its type and width. It is read and
+written at `min(column, width - 16)`, so that the last vector of a row overlaps the one before
+instead of leaving a remainder; rows narrower than 16 are masked. An overlapped column is computed
+and written twice with the same result, so a kernel that overwrites its input takes care.
+
+Arrays hold float32, or bfloat16 as uint16, or float16 as int16 (numba has neither type).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16
+
+
+class _Float32x16(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name="float32x16")
+
+
+float32x16 = _Float32x16()
+
+_F32 = ir.FloatType()
+_I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
+_BYTES = ir.IntType(8).as_pointer()
+_VECTOR = ir.VectorType(_F32, LANES)
+_MASK = ir.VectorType(ir.IntType(1), LANES)
+_STORED = {
+    types.float32: _F32,
+    types.uint16: ir.IntType(16),  # bfloat16: the upper half of a float32
+    types.int16: ir.HalfType(),
+}
+
+
+@register_model(_Float32x16)
+class _Float32x16Model(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: types.Type) -> None:
+        super().__init__(dmm, fe_type, _VECTOR)
+
+
+@intrinsic
+def zeros16(typingctx: Any) -> tuple[Any, Callable]:
+    """Sixteen zeros."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(_VECTOR, None)
+
+    return float32x16(), codegen
+
+
+@intrinsic
+def add16(typingctx: Any, a: Any, b: Any) -> tuple[Any, Callable]:
+    """Element by element, a + b."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fadd(*args)
+
+    return float32x16(a, b), codegen
+
+
+@intrinsic
+def scale16(typingctx: Any, a: Any, factor: Any) -> tuple[Any, Callable]:
+    """Element by element, a * factor, a float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fmul(args[0], _splat(builder, args[1]))
+
+    return float32x16(a, types.float32), codegen
+
+
+@intrinsic
+def positive16(typingctx: Any, a: Any, gate: Any) -> tuple[Any, Callable]:
+    """Element by element, a where gate > 0, otherwise 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zero = ir.Constant(_VECTOR, None)
+        return builder.select(builder.fcmp_ordered(">", args[1], zero), args[0], zero)
+
+    return float32x16(a, gate), codegen
+
+
+@intrinsic
+def drop16(
+    typingctx: Any, a: Any, key: Any, array: Any, column: Any, threshold: Any
+) -> tuple[Any, Callable]:
+    """Element by element, a, or 0 where 32 hashed bits of (key, column) are below threshold.
+
+    The hash is lowbias32 (Wellons, "Prospecting for hash functions", 2018) of the column, with the
+    two halves of the key, a uint64, mixed in. The threshold is a uint32.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, key, array, column, threshold = args
+        _, first = _clip(context, builder, signature.args[2], array, column)
+        low = _splat(builder, builder.trunc(key, _I32))
+        high = _splat(builder, builder.trunc(builder.lshr(key, _I64(32)), _I32))
+        x = builder.add(_splat(builder, builder.trunc(first, _I32)), _lanes())
+        x = builder.add(builder.mul(x, _splat(builder, _I32(0x9E3779B9))), low)
+        x = builder.xor(x, builder.lshr(x, _splat(builder, _I32(16))))
+        x = builder.xor(builder.mul(x, _splat(builder, _I32(0x7FEB352D))), high)
+        x = builder.xor(x, builder.lshr(x, _splat(builder, _I32(15))))
+        x = builder.mul(x, _splat(builder, _I32(0x846CA68B)))
+        x = builder.xor(x, builder.lshr(x, _splat(builder, _I32(16))))
+        keep = builder.icmp_unsigned(">=", x, _splat(builder, threshold))
+        return builder.select(keep, a, ir.Constant(_VECTOR, None))
+
+    return float32x16(a, types.uint64, array, types.intp, types.uint32), codegen
+
+
+@intrinsic
+def row(typingctx: Any, array: Any, index: Any) -> tuple[Any, Callable]:
+    """Address of a row of a 2-D array whose rows are contiguous."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        struct = context.make_array(signature.args[0])(context, builder, args[0])
+        size = cgutils.unpack_tuple(builder, struct.strides, 2)[0]
+        return builder.add(builder.ptrtoint(struct.data, _I64), builder.mul(args[1], size))
+
+    return types.intp(array, types.intp), codegen
+
+
+@intrinsic
+def slot_row(
+    typingctx: Any, first: Any, second: Any, third: Any, slot: Any
+) -> tuple[Any, Callable]:
+    """Address of a row of three contiguous arrays of one type and width, counted through them.
+
+    By arithmetic: as a function of numba's it would count references to the arrays at every call.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        arrays = [
+            context.make_array(kind)(context, builder, array)
+            for kind, array in zip(signature.args[:3], args[:3], strict=True)
+        ]
+        # Not from the strides: numpy gives an array without rows any strides.
+        width = cgutils.unpack_tuple(builder, arrays[0].shape, 2)[1]
+        size = builder.mul(width, _I64(_bytes(_STORED[signature.args[0].dtype])))
+        base, begin, row = None, _I64(0), args[3]
+        for array in arrays:
+            at = builder.ptrtoint(array.data, _I64)
+            at = builder.sub(at, builder.mul(begin, size))  # where its row `-begin` would be
+            base = (
+                at
+                if base is None
+                else builder.select(builder.icmp_signed("<", row, begin), base, at)
+            )
+            begin = builder.add(begin, cgutils.unpack_tuple(builder, array.shape, 2)[0])
+        return builder.add(base, builder.mul(row, size))
+
+    return types.intp(first, second, third, types.intp), codegen
+
+
+@intrinsic
+def load16(typingctx: Any, array: Any, row: Any, column: Any) -> tuple[Any, Callable]:
+    """Read 16 elements of a row from min(column, width - 16) on; zeros beyond the row."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = _STORED[signature.args[0].dtype]
+        stored = ir.VectorType(kind, LANES)
+        pointer, width = _locate(context, builder, signature.args[0], args, stored)
+        with builder.if_else(_is_narrow(builder, width)) as (narrow, wide):
+            with narrow:
+                signature = ir.FunctionType(stored, [pointer.type, _I32, _MASK, stored])
+                masked = cgutils.get_or_insert_function(
+                    builder.module, signature, f"llvm.masked.load.{_suffix(kind)}"
+                )
+                zeros = ir.Constant(stored, None)
+                mask = _mask(builder, width)
+                few = builder.call(masked, [pointer, _I32(_bytes(kind)), mask, zeros])
+                narrow_end = builder.block
+            with wide:
+                many = builder.load(pointer, align=_bytes(kind))
+                wide_end = builder.block
+        value = builder.phi(stored)
+        value.add_incoming(few, narrow_end)
+        value.add_incoming(many, wide_end)
+        return _to_float32(builder, value, kind)
+
+    return float32x16(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store16(typingctx: Any, array: Any, row: Any, column: Any, value: Any) -> tuple[Any, Callable]:
+    """Write 16 elements of a row from min(column, width - 16) on; nothing beyond the row.
+
+    To bfloat16 and float16 it rounds to nearest, ties to even.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = _STORED[signature.args[0].dtype]
+        stored = ir.VectorType(kind, LANES)
+        pointer, width = _locate(context, builder, signature.args[0], args, stored)
+        vector = _from_float32(builder, args[3], kind)
+        with builder.if_else(_is_narrow(builder, width)) as (narrow, wide):
+            with narrow:
+                signature = ir.FunctionType(ir.VoidType(), [stored, pointer.type, _I32, _MASK])
+                masked = cgutils.get_or_insert_function(
+                    builder.module, signature, f"llvm.masked.store.{_suffix(kind)}"
+                )
+                mask = _mask(builder, width)
+                builder.call(masked, [vector, pointer, _I32(_bytes(kind)), mask])
+            with wide:
+                builder.store(vector, pointer, align=_bytes(kind))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, value), codegen
+
+
+@intrinsic
+def prefetch_row(typingctx: Any, array: Any, row: Any) -> tuple[Any, Callable]:
+    """Ask for a row; into the second-level cache, which has room for many."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        struct = context.make_array(signature.args[0])(context, builder, args[0])
+        width = cgutils.unpack_tuple(builder, struct.shape, 2)[1]
+        size = builder.mul(width, _I64(_bytes(_STORED[signature.args[0].dtype])))
+        last = builder.sub(size, _I64(1))
+        pointer = builder.inttoptr(args[1], _BYTES)
+        with cgutils.for_range_slice(builder, _I64(0), last, _I64(64), intp=_I64) as (at, _):
+            _prefetch(builder, builder.gep(pointer, [at]))
+        _prefetch(builder, builder.gep(pointer, [last]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+@intrinsic
+def prefetch_item(typingctx: Any, array: Any, index: Any) -> tuple[Any, Callable]:
+    """Ask for the cache line of one element of a 1-D array."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        struct = context.make_array(signature.args[0])(context, builder, args[0])
+        _prefetch(builder, builder.bitcast(builder.gep(struct.data, [args[1]]), _BYTES))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+def _prefetch(builder: Any, pointer: Any) -> None:
+    signature = ir.FunctionType(ir.VoidType(), [_BYTES, _I32, _I32, _I32])
+    prefetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0i8")
+    builder.call(prefetch, [pointer, _I32(0), _I32(2), _I32(1)])  # to read; level 2; data
+
+
+def _clip(context: Any, builder: Any, array_type: Any, array: Any, column: Any) -> tuple[Any, Any]:
+    """Width of an array's rows, and max(0, min(column, width - 16))."""
+    struct = context.make_array(array_type)(context, builder, array)
+    width = cgutils.unpack_tuple(builder, struct.shape, 2)[1]
+    last = builder.sub(width, _I64(LANES))
+    last = builder.select(_is_narrow(builder, width), _I64(0), last)
+    return width, builder.select(builder.icmp_signed("<", column, last), column, last)
+
+
+def _locate(
+    context: Any, builder: Any, array_type: Any, args: Any, stored: ir.VectorType
+) -> tuple[Any, Any]:
+    """Pointer to the vector of (array, row, column), and the width."""
+    array, row, column = args[:3]
+    width, column = _clip(context, builder, array_type, array, column)
+    first = builder.inttoptr(row, stored.element.as_pointer())
+    return builder.bitcast(builder.gep(first, [column]), stored.as_pointer()), width
+
+
+def _is_narrow(builder: Any, width: Any) -> Any:
+    return builder.icmp_signed("<", width, _I64(LANES))
+
+
+def _lanes() -> Any:
+    return ir.Constant(ir.VectorType(_I32, LANES), list(range(LANES)))
+
+
+def _mask(builder: Any, width: Any) -> Any:
+    return builder.icmp_signed("<", _lanes(), _splat(builder, builder.trunc(width, _I32)))
+
+
+def _splat(builder: Any, scalar: Any) -> Any:
+    vector = ir.VectorType(scalar.type, LANES)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _I32(0))
+    zeros = ir.Constant(ir.VectorType(_I32, LANES), None)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _to_float32(builder: Any, value: Any, kind: Any) -> Any:
+    if isinstance(kind, ir.HalfType):
+        return builder.fpext(value, _VECTOR)
+    if isinstance(kind, ir.IntType):
+        wide = builder.zext(value, ir.VectorType(_I32, LANES))
+        return builder.bitcast(builder.shl(wide, _splat(builder, _I32(16))), _VECTOR)
+    return value
+
+
+def _from_float32(builder: Any, value: Any, kind: Any) -> Any:
+    if isinstance(kind, ir.HalfType):
+        return builder.fptrunc(value, ir.VectorType(kind, LANES))
+    if isinstance(kind, ir.IntType):  # to nearest, ties to even; NaN stays NaN or becomes infinite
+        bits = builder.bitcast(value, ir.VectorType(_I32, LANES))
+        odd = builder.and_(builder.lshr(bits, _splat(builder, _I32(16))), _splat(builder, _I32(1)))
+        rounded = builder.add(bits, builder.add(odd, _splat(builder, _I32(0x7FFF))))
+        upper = builder.lshr(rounded, _splat(builder, _I32(16)))
+        return builder.trunc(upper, ir.VectorType(kind, LANES))
+    return value
+
+
+def _bytes(kind: Any) -> int:
+    return 4 if isinstance(kind, ir.FloatType) else 2
+
+
+def _suffix(kind: Any) -> str:
+    name = "f16" if isinstance(kind, ir.HalfType) else {2: "i16", 4: "f32"}[_bytes(kind)]
+    return f"v{LANES}{name}.p0v{LANES}{name}"
