@@ -10,11 +10,11 @@ local run has one table, in which the slot of a node is its id.
 
 from dataclasses import dataclass, replace
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from distsage.train.compiled import compiled
 from distsage.train.sampler import Csc, MiniBatch
 
 
@@ -172,7 +172,7 @@ class SlotSplit:
         )
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _split(
     src_gid: np.ndarray,
     dst_gid: np.ndarray,

@@ -6,9 +6,9 @@ uint16, float16 as int16), release the GIL, and handle a range of rows, so that 
 time, in four vectors.
 """
 
-import numba
 import numpy as np
 
+from distsage.train.compiled import compiled
 from distsage.train.rng import draw
 from distsage.train.vectors import (
     LANES,
@@ -28,7 +28,7 @@ _AHEAD = 16
 """How many edges ahead rows are prefetched; 8 to 32 measure the same."""
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def gather_self_and_mean(
     out: np.ndarray,
     indptr: np.ndarray,
@@ -79,7 +79,7 @@ def gather_self_and_mean(
             store16(out_mean, to, c + 3 * LANES, scale16(a3, share))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def relu_dropout(
     h: np.ndarray, threshold: int, scale: float, key: np.uint64, begin: int, end: int
 ) -> None:
@@ -103,7 +103,7 @@ def relu_dropout(
         store16(h, at, width, a)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def transpose(
     indptr: np.ndarray, indices: np.ndarray, num_src: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -129,7 +129,7 @@ def transpose(
     return begin[:-1], dst, weight
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def hidden_self_and_mean_backward(
     grad_z: np.ndarray,
     h: np.ndarray,

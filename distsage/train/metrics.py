@@ -4,7 +4,6 @@ Runs on trainer ranks and in the local run. `counts` of several ranks are added 
 `score` turns them into one number; ROC-AUC needs all scores in one place.
 """
 
-import scipy.stats
 import torch
 from torch import Tensor
 
@@ -53,6 +52,8 @@ def roc_auc(logits: Tensor, labels: Tensor) -> float:
         logits: `[n, 2]` of all nodes to score; the score of a node is logit 1 - logit 0.
         labels: int64 `[n]` of zeros and ones.
     """
+    import scipy.stats  # takes long to import, and only this score needs it
+
     positive = labels.cpu().numpy() == 1
     num_positive = int(positive.sum())
     pairs = num_positive * (len(positive) - num_positive)

@@ -6,8 +6,9 @@ of any epoch can be drawn again, ahead of time, on any thread.
 
 import enum
 
-import numba
 import numpy as np
+
+from distsage.train.compiled import compiled
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -20,7 +21,7 @@ class Purpose(enum.IntEnum):
     SHUFFLE = 3
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@compiled
 def mix64(x: np.uint64) -> np.uint64:
     """The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014): a bijection of 64 bits.
 
@@ -31,13 +32,13 @@ def mix64(x: np.uint64) -> np.uint64:
     return x ^ (x >> np.uint64(31))
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@compiled
 def draw(key: np.uint64, i: int) -> np.uint64:
     """Number i of the splitmix64 stream of `key`: uint64, any order, no state."""
     return mix64(key + np.uint64(i + 1) * _GOLDEN)
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@compiled
 def below(bits: np.uint64, n: int) -> int:
     """Map 64 random bits to an integer in [0, n), for n < 2**53."""
     return int(np.float64(bits >> np.uint64(11)) * 2.0**-53 * np.float64(n))

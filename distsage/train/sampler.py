@@ -7,11 +7,11 @@ release the GIL, so that a thread can sample ahead.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from distsage.data.graph import Topology
 from distsage.errors import UserError
+from distsage.train.compiled import compiled
 from distsage.train.rng import below, draw, mix64
 
 
@@ -136,7 +136,7 @@ class Sampler:
         return MiniBatch(dropout_key, seed_gid, tuple(reversed(blocks)), dst_gid, edges, input_gid)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _sample_layer(
     indptr: np.ndarray,
     indices: np.ndarray,
@@ -193,7 +193,7 @@ def _sample_layer(
     return out_indptr, out_src
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _number(
     dst_gid: np.ndarray,
     src_gid: np.ndarray,
