@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,9 +95,36 @@ def parse(config_class: type[Config], command: str, arguments: Sequence[str]) ->
 
 def _partition(arguments: Sequence[str]) -> None:
     config = parse(PartitionConfig, "partition", arguments)
-    from distsage.partition.run import partition_dataset
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    from distsage.data.datasets import graph_name, load_graph
+    from distsage.partition.run import partition
 
-    partition_dataset(config)
+    output = config.output or Path("parts") / f"{graph_name(config.dataset)}-{config.num_parts}"
+    if output.exists():
+        raise UserError(f"{output} exists already; name another --output or remove it first")
+    graph = load_graph(
+        config.dataset,
+        undirected=config.undirected,
+        split=config.split,
+        split_index=config.split_index,
+        feature_norm=config.feature_norm,
+        dataset_root=config.dataset_root,
+        seed=config.seed,
+    )
+    report = partition(
+        graph,
+        config.num_parts,
+        output,
+        method=config.part_method,
+        balance_train=config.balance_train,
+        balance_edges=config.balance_edges,
+        num_trainers_per_host=config.num_trainers_per_host,
+        seed=config.seed,
+        force=config.force,
+        configuration={"dataset": config.dataset, "undirected": config.undirected},
+    )
+    print(report)
+    print(f"written to {output}")
 
 
 def _train(arguments: Sequence[str]) -> None:

@@ -162,6 +162,8 @@ class TrainConfig(TrainingOptions):
     """Act as so many hosts on this one machine."""
     startup_timeout: float = 120.0
     """Seconds that all ranks together may take to come up."""
+    stall_timeout: float = 300.0
+    """Seconds that a rank may go without progress before the job is ended."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,6 +171,9 @@ class TrainConfig(TrainingOptions):
             (self.parts is None) != (self.conf_file is None),
             "give either --parts DIR or --conf-file DIR/GRAPH.json: what `distsage partition` wrote",
         )
+        for name in ("startup_timeout", "stall_timeout"):
+            value = getattr(self, name)
+            _require(value > 0, f"--{name.replace('_', '-')} is {value}; it must be above 0")
         _require(
             self.emulated_hosts is None or self.emulated_hosts >= 1,
             f"--emulated-hosts is {self.emulated_hosts}; it must be at least 1",

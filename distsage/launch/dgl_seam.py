@@ -14,6 +14,9 @@ Seams:
     listening first       DGL's clients retry a missing server every 3 s, and its servers sleep 3 s
                           before they connect back. Clients start when all servers listen, so the
                           first attempt succeeds.
+    servers' progress     A server that handles requests is told from one that waits for the next.
+    signals               DGL's C++ handler calls exit() in a process with live threads, which ends
+                          in pages of traces; it is not installed.
     quiet                 DGL's progress messages on standard output go to the log.
 """
 
@@ -24,6 +27,7 @@ import pickle
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,6 +128,7 @@ def _install(job: DGLJob) -> None:
     rpc_client.local_ip4_addr_list = lambda: {job.ip}
     rpc_client.get_local_usable_addr = lambda _: f"{job.ip}:{_unused_port(job.ip)}"
     rpc.pickle = _SignedPickle(job.secret)
+    rpc.register_sig_handler = lambda: None
     rpc_server.time = SimpleNamespace(sleep=lambda _: time.sleep(0.2))
     for module in (dist_context, dist_graph, rpc, rpc_client, rpc_server):
         module.print = _log_print
@@ -151,13 +156,26 @@ def _unused_port(ip: str) -> int:
         return port
 
 
-def serve(job: DGLJob) -> NoReturn:
+def serve(job: DGLJob, mark: Callable[[bool], None]) -> NoReturn:
     """Serve this host's part until the trainers are done. Blocks.
+
+    Args:
+        job: of this rank.
+        mark: called with True when the server starts to wait for a request, False when it has one.
 
     Raises:
         SystemExit: the trainers said goodbye; status 0.
     """
     _install(job)
+    receive = rpc.recv_request
+
+    def receive_and_mark(timeout: int) -> Any:
+        mark(True)
+        request = receive(timeout)
+        mark(False)
+        return request
+
+    rpc.recv_request = receive_and_mark
     dgl.distributed.initialize(str(job.ip_config))
     sys.exit(0)
 

@@ -6,6 +6,7 @@ servers start, the trainers connect to them, and only then torch.distributed com
 trainers.
 """
 
+import contextlib
 import os
 import secrets
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from distsage.files import atomic_file
 from distsage.launch import hosts as host_lists
 from distsage.launch.ports import find_free_ports
 from distsage.launch.roles import Assignment, assign, emulated_layout
+from distsage.launch.watch import Ring, Watched
 from distsage.launch.world import World
 from distsage.partition.parts import Parts
 
@@ -59,20 +61,23 @@ class _RankFacts:
 
     host: str
     addresses: list[host_lists.Address]
+    watcher_port: int
 
 
-def start(read_config: Callable[[], TrainConfig]) -> Job:
+def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
     """Agree on configuration, hosts, roles, addresses and ports. Collective over all ranks.
 
     Every wait is bounded by the configuration's start-up timeout.
 
     Args:
         read_config: reads the configuration; called on rank 0 only.
+        watched: joins the ring of watchers once everybody's address is known.
 
     Raises:
         SystemExit: the user got something wrong; rank 0 has said what, and the status is 2.
         TimeoutError: a rank did not answer in time; the message names it.
     """
+    watched.mark("joining MPI")
     from mpi4py import MPI
 
     world = World(MPI.COMM_WORLD, TrainConfig.startup_timeout)
@@ -80,7 +85,7 @@ def start(read_config: Callable[[], TrainConfig]) -> Job:
     world.timeout = config.startup_timeout
 
     facts = world.gather_all(
-        "hosts", _RankFacts(host_lists.own_name(), host_lists.own_addresses())
+        "hosts", _RankFacts(host_lists.own_name(), host_lists.own_addresses(), watched.port)
     )
     world.label = lambda rank: f"rank {rank} on {facts[rank].host}"
     hosts, rank_hosts = world.agree("host layout", lambda: _layout(config, facts))
@@ -115,13 +120,30 @@ def start(read_config: Callable[[], TrainConfig]) -> Job:
     world.agree("ip_config", lambda: _write_ip_config(world, config, addresses, host_ports))
     world.agree("ip_config check", lambda: _check_own_line(config, hosts, assignment, own_address))
 
+    note = world.broadcast("failure note", _failure_note(config) if world.rank == 0 else None)
+    everyone = [assign(rank, rank_hosts, hosts) for rank in range(world.size)]
+    watched.join(
+        Ring(
+            rank=world.rank,
+            labels=[f"rank {one.rank} ({one.role} on {hosts[one.host]})" for one in everyone],
+            addresses=[
+                (addresses[one.host].ip, fact.watcher_port)
+                for one, fact in zip(everyone, facts, strict=True)
+            ],
+            token=secret.hex(),
+            note=note,
+            log_directory=str(config.run_dir / "logs"),
+            stall_timeout=config.stall_timeout,
+        )
+    )
+    watched.mark("importing DGL")
     from distsage.launch.dgl_seam import DGLJob
 
     dgl_job = DGLJob(
         assignment=assignment,
         ip=own_address.ip,
         ip_config=ip_config.resolve(),
-        part_config=parts.config_file.resolve(),
+        part_config=parts.dgl_config,
         prefix=f"distsage.{os.getuid()}.{name}.{assignment.host}.",
         secret=secret,
         startup_timeout=config.startup_timeout,
@@ -204,7 +226,7 @@ def _open_parts(config: TrainConfig, hosts: list[str]) -> Parts:
     parts = Parts.open(config.parts_dir)
     if parts.num_parts != len(hosts):
         raise UserError(
-            f"{parts.directory} has {parts.num_parts} parts but the job runs on {len(hosts)} "
+            f"{parts.path} has {parts.num_parts} parts but the job runs on {len(hosts)} "
             f"hosts ({', '.join(hosts)}); use as many hosts as parts, or partition again with "
             f"--num-parts {len(hosts)}"
         )
@@ -255,12 +277,20 @@ def _write_ip_config(
     if world.rank != 0:
         return
     try:
-        config.run_dir.mkdir(parents=True, exist_ok=True)
+        (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         with atomic_file(config.run_dir / "ip_config.txt", "w") as stream:
             for address, port in zip(addresses, ports, strict=True):
                 stream.write(f"{address.ip} {port}\n")
     except OSError as error:
         raise UserError(f"cannot write to --run-dir {config.run_dir}: {error.strerror}") from error
+
+
+def _failure_note(config: TrainConfig) -> str:
+    """Where the first rank that fails says why; a note of an earlier run is removed by rank 0."""
+    path = os.environ.get("DISTSAGE_FAILURE_NOTE") or str(config.run_dir.resolve() / "failure.txt")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return path
 
 
 def _check_own_line(
@@ -300,7 +330,7 @@ def connect(job: Job) -> "GraphStore":
         [f"listening/{rank}" for rank in range(assignment.num_trainers)],
         timedelta(seconds=config.startup_timeout),
     )
-    graph_store = dgl_seam.GraphStore(job.dgl, job.parts.graph_name)
+    graph_store = dgl_seam.GraphStore(job.dgl, job.parts.manifest.graph_name)
 
     import torch.distributed
 

@@ -16,6 +16,7 @@ ends; the ring then falls like dominoes, each watcher taking its rank with it. R
 
 import contextlib
 import ctypes
+import enum
 import faulthandler
 import json
 import logging
@@ -41,7 +42,26 @@ STOPPED_SECONDS = 5.0
 # A rank whose exception may follow from another rank's death lets that one's watcher speak first.
 YIELD_SECONDS = 1.0
 _DUMP_SIGNAL = signal.SIGUSR2
-_MARK = struct.Struct("=d?64s")  # time of the last mark, whether it waits for others, what it does
+_MARK = struct.Struct("=dB64s")  # time of the last mark, a State, what the rank does
+
+
+class State(enum.IntEnum):
+    """What a lack of progress says about a rank."""
+
+    WORKING = 0
+    WAITING = 1  # for other ranks: one of them is stuck rather than this one
+    IDLE = 2  # has nothing to do until somebody asks
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """Why the job ends: after `due`, rank `rank` (None: not known yet), what happened to it."""
+
+    due: float
+    rank: int | None
+    cause: str
+    trace: str
+    status: int
 
 
 @dataclass(frozen=True)
@@ -75,9 +95,9 @@ class Watched:
         self._channel = channel
         self.port = port
 
-    def mark(self, doing: str, *, waiting: bool = False) -> None:
-        """Note progress: what the rank does now, and whether it waits for other ranks."""
-        _MARK.pack_into(self._page, 0, time.monotonic(), waiting, doing.encode()[:64])
+    def mark(self, doing: str, state: State = State.WORKING) -> None:
+        """Note progress: what the rank does from now on."""
+        _MARK.pack_into(self._page, 0, time.monotonic(), state, doing.encode()[:64])
 
     def join(self, ring: Ring) -> None:
         """Let the watcher join the ring. From here on stacks and C++ messages go to the log."""
@@ -110,6 +130,7 @@ def run_watched(main: Callable[[Watched], None], startup_timeout: float) -> None
         main: the rank. A UserError or another exception from it ends the whole job.
         startup_timeout: seconds until the child must have joined the ring.
     """
+    assert "mpi4py.MPI" not in sys.modules, "MPI must come up in the child, not before the fork"
     page = mmap.mmap(-1, mmap.PAGESIZE)
     listener = socket.create_server(("", 0), backlog=16)
     own_end, child_end = socket.socketpair()
@@ -156,7 +177,7 @@ class _Watcher:
         self.done = 0  # a bit for every rank that is known to have ended well
         self.stopped_since: float | None = None
         self.dumped = False
-        self.pending: tuple[float, str, str, int] | None = None  # when to claim, cause, trace, status
+        self.verdict: _Verdict | None = None
         self.selector = selectors.DefaultSelector()
         self.buffers: dict[socket.socket, bytes] = {}
 
@@ -170,14 +191,13 @@ class _Watcher:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self.selector.register(wake_read, selectors.EVENT_READ, self._on_signal)
         self.selector.register(self.channel, selectors.EVENT_READ, self._on_channel)
-        self.selector.register(self.listener, selectors.EVENT_READ, self._on_connection)
         next_beat = 0.0
         while True:
             for key, _ in self.selector.select(0.25):
                 key.data(key.fileobj)
             now = time.monotonic()
-            if self.pending is not None and now >= self.pending[0]:
-                self._claim(*self.pending[1:])
+            if self.verdict is not None and now >= self.verdict.due:
+                self._claim(self.verdict)
             if now >= next_beat:
                 next_beat = now + BEAT_SECONDS
                 self._beat()
@@ -191,7 +211,7 @@ class _Watcher:
                 self._reap()
             elif number in (signal.SIGTERM, signal.SIGINT):
                 name = signal.Signals(number).name
-                self._report(YIELD_SECONDS / 2, f"ended by {name}", "", 128 + number)
+                self._report(f"ended by {name}", after=YIELD_SECONDS / 2, status=128 + number)
 
     def _reap(self) -> None:
         pid, status = os.waitpid(self.child, os.WNOHANG)
@@ -208,9 +228,9 @@ class _Watcher:
             self._end_if_all_done()
         elif self.ring is None and code == 2:
             os._exit(2)  # a user's mistake, which all ranks agreed on and rank 0 has told
-        elif self.pending is None:
+        else:
             name = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-            self._claim(name, "", 128 - code if code < 0 else code)
+            self._report(name, after=0, status=128 - code if code < 0 else code)
 
     def _drain_channel(self) -> None:
         self.channel.setblocking(False)
@@ -225,12 +245,17 @@ class _Watcher:
                 # The rank is alive until this watcher ends it, so nobody sees its end before
                 # its own report; but its exception may itself follow from another rank's end.
                 self._report(
-                    YIELD_SECONDS, message["cause"], message["trace"], message["status"]
+                    message["cause"],
+                    after=YIELD_SECONDS,
+                    trace=message["trace"],
+                    status=message["status"],
                 )
 
     def _join(self, ring: Ring) -> None:
         self.ring = ring
         self.heard = time.monotonic()
+        # Whoever called earlier has waited in the backlog.
+        self.selector.register(self.listener, selectors.EVENT_READ, self._on_connection)
         if len(ring.addresses) > 1:
             self._connect()
 
@@ -253,9 +278,9 @@ class _Watcher:
     def _on_previous(self, connection: socket.socket) -> None:
         for message in self._messages(connection):
             if connection is not self.previous:
-                if self.ring is None or message.get("token") != self.ring.token:
-                    if self.ring is not None:
-                        self._forget(connection)
+                assert self.ring is not None
+                if message.get("token") != self.ring.token:
+                    self._forget(connection)
                     return
                 self.previous = connection
             self.heard = time.monotonic()
@@ -298,9 +323,7 @@ class _Watcher:
         rank = (self.ring.rank - 1) % len(self.ring.labels)
         # A watcher that reports ends right after it has claimed the note; one that says nothing
         # was killed.
-        self._report(
-            YIELD_SECONDS / 2, "its watcher was killed", "", 1, label=self.ring.labels[rank]
-        )
+        self._report("its watcher was killed", after=YIELD_SECONDS / 2, rank=rank)
 
     # What is done about it.
 
@@ -325,31 +348,30 @@ class _Watcher:
 
     def _check(self, now: float) -> None:
         """Look at the rank and at the previous watcher, once a beat."""
-        if self.pending is not None:
+        if self.verdict is not None:
             return
-        marked, waiting, doing = _MARK.unpack_from(self.page, 0)
+        marked, state, doing = _MARK.unpack_from(self.page, 0)
         what = doing.rstrip(b"\0").decode()
         if self.child:
             self._check_stopped(now, what)
         if self.ring is None:
             if now - self.started > self.startup_timeout + 10:
-                self._claim(
-                    f"did not come up within {self.startup_timeout:.0f} s ({what})", "", 1
+                self._report(
+                    f"did not come up within {self.startup_timeout:.0f} s ({what})", after=0
                 )
             return
-        if self.child and now - marked > self.ring.stall_timeout:
+        stalled = state != State.IDLE and now - marked > self.ring.stall_timeout
+        if self.child and stalled:
             # All ranks stall together; the one that waits for nobody is the one to name.
             self._dump_stacks()
             cause = f"no progress for {self.ring.stall_timeout:.0f} s ({what})"
-            self._report(4.0 if waiting else YIELD_SECONDS, cause, "", 1)
+            self._report(cause, after=4.0 if state == State.WAITING else YIELD_SECONDS)
         if len(self.ring.labels) > 1 and now - self.heard > SILENCE_SECONDS:
             rank = (self.ring.rank - 1) % len(self.ring.labels)
             self._report(
-                0,
                 f"no sign of life for {SILENCE_SECONDS:.0f} s: host lost or process stopped",
-                "",
-                1,
-                label=self.ring.labels[rank],
+                after=0,
+                rank=rank,
             )
 
     def _check_stopped(self, now: float, what: str) -> None:
@@ -363,7 +385,7 @@ class _Watcher:
             self.stopped_since = now
         elif now - self.stopped_since > STOPPED_SECONDS:
             self._dump_stacks()
-            self._report(YIELD_SECONDS, f"stopped by a signal while {what}", "", 1)
+            self._report(f"stopped by a signal while {what}", after=YIELD_SECONDS)
 
     def _dump_stacks(self) -> None:
         """Have every rank's stack written to its log."""
@@ -375,33 +397,41 @@ class _Watcher:
         self._send_next({"dump": True, "done": self.done})
 
     def _report(
-        self, after: float, cause: str, trace: str, status: int, label: str | None = None
+        self,
+        cause: str,
+        *,
+        after: float,
+        rank: int | None = None,
+        trace: str = "",
+        status: int = 1,
     ) -> None:
-        if self.pending is None:
-            named = f"{label}: {cause}" if label else cause
-            self.pending = (time.monotonic() + after, named, trace, status)
-            self._own_cause = label is None
+        """End the job in `after` seconds, unless another watcher says why before.
 
-    def _claim(self, cause: str, trace: str, status: int) -> NoReturn:
+        Args:
+            cause: for the one line.
+            after: seconds; the surer this is the cause and not a consequence, the fewer.
+            rank: that it happened to; None means this one.
+            trace: goes before the line.
+            status: exit status of this rank.
+        """
+        if self.verdict is None:
+            if rank is None and self.ring is not None:
+                rank = self.ring.rank
+            self.verdict = _Verdict(time.monotonic() + after, rank, cause, trace, status)
+
+    def _claim(self, verdict: _Verdict) -> NoReturn:
         """Say why the job ends, unless another watcher has, and end this rank."""
-        line = cause
-        note = os.environ.get("DISTSAGE_FAILURE_NOTE")
-        if self.ring is not None:
-            note = self.ring.note
-            if getattr(self, "_own_cause", True):
-                line = f"{self.ring.labels[self.ring.rank]}: {cause}"
-        else:
-            line = f"{socket.gethostname()}: {cause}"
         if self.child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.child, signal.SIGKILL)
+        note = self.ring.note if self.ring else os.environ.get("DISTSAGE_FAILURE_NOTE")
+        known = self.ring is not None and verdict.rank is not None
+        who = self.ring.labels[verdict.rank] if known else f"a rank on {socket.gethostname()}"
+        line = f"{who}: {verdict.cause}"
         if _claim_note(note, line):
-            text = f"distsage: {line}\n"
-            if trace:
-                text = trace + text
             with contextlib.suppress(OSError):
-                os.write(2, text.encode())
-        os._exit(status)
+                os.write(2, f"{verdict.trace}distsage: {line}\n".encode())
+        os._exit(verdict.status)
 
 
 def _claim_note(note: str | None, line: str) -> bool:

@@ -130,7 +130,7 @@ def train(config: LocalConfig) -> dict[str, Any]:
 
     description = {
         "command": "local",
-        "model": model_shape(model),
+        "model": model.shape,
         "task": graph.task,
         "graph": graph.name,
         "config": asdict(config),
@@ -141,18 +141,6 @@ def train(config: LocalConfig) -> dict[str, Any]:
     summary = {**scores, "hosts": 1, "trainers": 1, "edge_cut": edge_cut}
     run.finish(summary)
     return summary
-
-
-def model_shape(model: GraphSAGE) -> dict[str, Any]:
-    """The arguments that rebuild a model of this shape."""
-    first, last = model.layers[0], model.layers[-1]
-    return {
-        "in_features": first.in_width,
-        "hidden": last.in_width,
-        "num_classes": len(last.bias),
-        "num_layers": len(model.layers),
-        "dropout": model.dropout,
-    }
 
 
 def load(config: LocalConfig) -> tuple[Graph, int]:

@@ -6,21 +6,26 @@ of the best evaluation are the checkpoint.
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
+from torch.distributed import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from distsage.config import TrainingOptions
 from distsage.errors import UserError
+from distsage.launch.watch import State
 from distsage.train.batches import Batch
 from distsage.train.model import GraphSAGE
 from distsage.train.run_directory import RunDirectory
 from distsage.train.trainers import Trainers
 
 Scores = dict[str, dict[str, float]]
+Mark = Callable[[str, State], None]
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -48,6 +53,25 @@ def global_loss(logits: Tensor, labels: Tensor, global_size: int) -> Tensor:
     return total / global_size
 
 
+class _GradientSum:
+    """DistributedDataParallel's communication hook: add the gradients up, and time the wait.
+
+    The trainers' losses are shares of one loss, so their gradients are added, not averaged.
+    """
+
+    def __init__(self, mark: Mark) -> None:
+        self._mark = mark
+        self.called_at: float | None = None
+
+    def add(self, _: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        if self.called_at is None:
+            self.called_at = time.perf_counter()
+        self._mark("adding up the gradients of all trainers", State.WAITING)
+        work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
+        assert work is not None
+        return work.get_future().then(lambda done: done.value()[0])
+
+
 def fit(
     config: TrainingOptions,
     model: GraphSAGE,
@@ -55,8 +79,8 @@ def fit(
     evaluate: Callable[[], Scores],
     trainers: Trainers,
     run: RunDirectory | None,
-    describe: dict[str, Any],
-    mark: Callable[[str, bool], None],
+    description: dict[str, Any],
+    mark: Mark,
 ) -> dict[str, Any]:
     """Train; collective over the trainers.
 
@@ -67,22 +91,22 @@ def fit(
         evaluate: scores of all nodes of each mask, the same on every trainer; collective.
         trainers: of the job.
         run: where to write; on trainer 0 only.
-        describe: goes beside the weights, so that the model can be rebuilt.
-        mark: notes progress: what comes next, and whether it waits for other ranks.
+        description: goes beside the weights, so that the model can be rebuilt.
+        mark: notes progress: what this trainer does from now on.
 
     Returns:
-        The scores of the best validation epoch, its number (`best_epoch`), `epochs` and `seconds`.
+        The scores of the best validation epoch, its number (`best_epoch`, from 0), `epochs` and
+        `seconds`.
 
     Raises:
         UserError: the loss is no longer a number.
     """
-    device = next(model.parameters()).device
     replica: nn.Module = model
+    gradient_sum = _GradientSum(mark)
     if trainers.size > 1:
-        # One bucket: the model is small, and one all-reduce a step costs least.
-        replica = DistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=1024
-        )
+        parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=1024)
+        parallel.register_comm_hook(None, gradient_sum.add)
+        replica = parallel
     optimizer = torch.optim.Adam(
         model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
@@ -91,53 +115,29 @@ def fit(
     for epoch in range(config.num_epochs):
         epoch_started = time.perf_counter()
         model.train()
-        loss_sum = torch.zeros((), device=device)
-        counters: dict[str, float] = {}
-        steps = 0
-        mark(f"waiting for batch 0 of epoch {epoch}", True)
-        wait_started = time.perf_counter()
-        for batch in epoch_batches(epoch):
-            waited = time.perf_counter() - wait_started
-            mark(f"computing step {steps} of epoch {epoch}", True)
-            batch = batch.to(device)
-            logits = replica(batch.inputs, batch.blocks, batch.key)
-            loss = global_loss(logits, batch.labels, batch.global_size)
-            optimizer.zero_grad(set_to_none=False)
-            # DistributedDataParallel averages the gradients; the shares have to be added.
-            (loss * trainers.size).backward()
-            optimizer.step()
-            loss_sum += loss.detach()
-            steps += 1
-            for name, value in {**batch.counters, "wait_seconds": waited}.items():
-                counters[name] = counters.get(name, 0) + value
-            mark(f"waiting for batch {steps} of epoch {epoch}", True)
-            wait_started = time.perf_counter()
-        loss_mean = float(trainers.sum(loss_sum.cpu().double())) / steps
-        seconds = time.perf_counter() - epoch_started
-        if not math.isfinite(loss_mean):
+        batches = epoch_batches(epoch)
+        loss, counters = _train_epoch(batches, replica, optimizer, gradient_sum, mark, epoch)
+        loss = float(trainers.sum(torch.tensor(loss, dtype=torch.float64)))
+        if not math.isfinite(loss):
             raise UserError(
-                f"the loss of epoch {epoch} is {loss_mean}; lower --lr, or look for huge values "
-                "in the features"
+                f"the loss of epoch {epoch} is {loss}; lower --lr, or look for huge values in the "
+                "features"
             )
-        record: dict[str, Any] = {
-            "epoch": epoch,
-            "loss": loss_mean,
-            "seconds": round(seconds, 6),
-            "steps": steps,
-            **_totals(counters, trainers),
-        }
+        seconds = round(time.perf_counter() - epoch_started, 6)
+        record = {"epoch": epoch, "loss": loss, "seconds": seconds, **_totals(counters, trainers)}
         if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.num_epochs:
-            mark(f"evaluating epoch {epoch}", True)
+            mark(f"evaluating epoch {epoch}", State.WAITING)
             evaluation_started = time.perf_counter()
             model.eval()
             scores = evaluate()
             record["eval_seconds"] = round(time.perf_counter() - evaluation_started, 6)
             record.update(scores)
             quality = selection_score(scores["val"])
+            # Without validation nodes there is no score, and the last epoch counts as the best.
             if best is None or quality > best[0] or math.isnan(quality):
                 best = (quality, epoch, scores)
                 if run is not None:
-                    run.save_model(model, {**describe, "epoch": epoch, "val": scores["val"]})
+                    run.save_model(model, {**description, "epoch": epoch, "val": scores["val"]})
         if run is not None:
             run.record(record)
             print(_progress(record, config.num_epochs), flush=True)
@@ -148,6 +148,55 @@ def fit(
         "epochs": config.num_epochs,
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _train_epoch(
+    batches: Iterator[Batch],
+    replica: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    gradient_sum: _GradientSum,
+    mark: Mark,
+    epoch: int,
+) -> tuple[float, dict[str, float]]:
+    """Take a step on every batch; return this trainer's share of the mean loss, and counters."""
+    device = next(replica.parameters()).device
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    counters: dict[str, float] = defaultdict(float)
+    steps = 0
+    lap = time.perf_counter()
+
+    def split(name: str, until: float | None = None) -> None:
+        """Book the time since the last split."""
+        nonlocal lap
+        now = time.perf_counter() if until is None else until
+        counters[name] += now - lap
+        lap = now
+
+    mark(f"waiting for batch 0 of epoch {epoch}", State.WAITING)
+    for batch in batches:
+        split("wait_seconds")
+        mark(f"computing step {steps} of epoch {epoch}", State.WORKING)
+        batch = batch.to(device)
+        logits = replica(batch.inputs, batch.blocks, batch.key)
+        loss = global_loss(logits, batch.labels, batch.global_size)
+        split("forward_seconds")
+        optimizer.zero_grad(set_to_none=False)
+        gradient_sum.called_at = None
+        loss.backward()
+        if gradient_sum.called_at is not None:
+            split("backward_seconds", until=gradient_sum.called_at)
+            split("all_reduce_seconds")
+        else:
+            split("backward_seconds")
+        optimizer.step()
+        split("optimizer_seconds")
+        loss_sum += loss.detach()
+        steps += 1
+        for name, value in batch.counters.items():
+            counters[name] += value
+        mark(f"waiting for batch {steps} of epoch {epoch}", State.WAITING)
+    counters["steps"] = steps
+    return float(loss_sum) / steps, counters
 
 
 def selection_score(scores: dict[str, float]) -> float:

@@ -1,0 +1,111 @@
+"""Layer-wise inference where every trainer computes its own nodes. Runs on trainer ranks.
+
+Each trainer owns a contiguous range of gids inside its host's part. A layer needs the previous
+layer's rows of the range's in-neighbours: own ones are here, the others (the halo) come from their
+owners, each once per layer. Features come from the servers, hidden rows from the other trainers.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distsage.data.graph import Topology
+from distsage.train.inference import layer_rows
+from distsage.train.model import GraphSAGE
+from distsage.train.trainers import Trainers
+
+# Rows asked of the servers in one request.
+_PULL_ROWS = 65536
+
+
+class HaloInference:
+    """The exchange plan of one trainer; made once, used for every evaluation.
+
+    Making it is collective. `run` gives the logits of this trainer's nodes.
+
+    Args:
+        topology: the whole graph.
+        bounds: int64 `[trainers + 1]`; trainer r owns the gids in [bounds[r], bounds[r + 1]).
+        part: (low, high), the gids of this host's part, which include this trainer's.
+        trainers: of the job.
+    """
+
+    def __init__(
+        self, topology: Topology, bounds: np.ndarray, part: tuple[int, int], trainers: Trainers
+    ) -> None:
+        self._trainers = trainers
+        self._low, self._high = (int(bound) for bound in bounds[trainers.rank : trainers.rank + 2])
+        self._part = part
+        self._indptr = np.asarray(topology.indptr[self._low : self._high + 1])
+        sources = np.asarray(topology.indices[self._indptr[0] : self._indptr[-1]])
+        num_nodes = topology.num_nodes
+        self._feature_halo, self._feature_slots = _halo(sources, *part, num_nodes)
+        own = self._low, self._high
+        same = part == own
+        self._hidden_slots = self._feature_slots
+        hidden_halo = self._feature_halo
+        if not same:
+            hidden_halo, self._hidden_slots = _halo(sources, *own, num_nodes)
+        # The halo is sorted, so what each owner is asked for lies together.
+        wanted = np.diff(np.searchsorted(hidden_halo, bounds))
+        self._receive_counts: list[int] = wanted.tolist()
+        if trainers.size == 1:
+            self._send_counts, self._send_rows = [0], torch.empty(0, dtype=torch.int64)
+            return
+        ones = [1] * trainers.size
+        asked = trainers.exchange(torch.from_numpy(wanted), ones, ones)
+        self._send_counts = asked.tolist()
+        gids = torch.from_numpy(hidden_halo.astype(np.int64))
+        asked_gids = trainers.exchange(gids, self._receive_counts, self._send_counts)
+        self._send_rows = asked_gids - self._low
+
+    def run(
+        self, model: GraphSAGE, own_features: Tensor, pull: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Logits `[high - low, C]`, float32, of this trainer's nodes, on the CPU. Collective.
+
+        Args:
+            model: on its device.
+            own_features: `[n, F]`, the rows of this host's part.
+            pull: feature rows of the gids (int64) that it is given; CPU.
+        """
+        device = model.layers[0].weight.device
+        halo = torch.from_numpy(self._feature_halo.astype(np.int64))
+        rows = [pull(piece) for piece in halo.split(_PULL_ROWS)] if len(halo) else []
+        remote = torch.cat(rows) if rows else own_features[:0]
+        tables = _on_device((own_features, remote), device)
+        first = self._low - self._part[0]
+        h = layer_rows(model, 0, tables, self._indptr, self._feature_slots, first)
+        for layer in range(1, len(model.layers)):
+            asked = h[self._send_rows.to(device)].cpu()
+            received = self._trainers.exchange(asked, self._send_counts, self._receive_counts)
+            tables = _on_device((h, received), device)
+            h = layer_rows(model, layer, tables, self._indptr, self._hidden_slots)
+        return h.cpu()
+
+
+def _halo(
+    sources: np.ndarray, low: int, high: int, num_nodes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nodes of `sources` outside [low, high), sorted, and the slot of every source.
+
+    Slots count through the own rows, then the halo's: int32 (int64 where they do not fit).
+    """
+    is_remote = np.zeros(num_nodes, bool)
+    is_remote[sources] = True
+    is_remote[low:high] = False
+    halo = np.flatnonzero(is_remote)
+    slot_type = np.int32 if num_nodes < 2**31 else np.int64
+    slot = np.empty(num_nodes, slot_type)
+    slot[low:high] = np.arange(high - low, dtype=slot_type)
+    slot[halo] = np.arange(high - low, high - low + len(halo), dtype=slot_type)
+    return halo, slot[sources]
+
+
+def _on_device(tables: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
+    """The tables as they are on the CPU; on another device one table, where slots still fit."""
+    if device.type == "cpu":
+        return tuple(tables)
+    return (torch.cat([table.to(device) for table in tables]),)
