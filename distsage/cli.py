@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TypeVar
 
 import tyro
 import yaml
@@ -180,8 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in COMMANDS:
             known = ", ".join(COMMANDS)
             raise UserError(
-                f"there is no command {name!r}{_nearest(name, list(COMMANDS))} "
-                f"(commands: {known})"
+                f"there is no command {name!r}{_nearest(name, list(COMMANDS))} (commands: {known})"
             )
         COMMANDS[name][0](rest)
     except UserError as error:

@@ -126,7 +126,9 @@ class TrainingOptions:
             value = getattr(self, name)
             option = name.replace("_", "-")
             _require(value >= 1, f"--{option} is {value}; it must be at least 1")
-        _require(self.num_workers >= 0, f"--num-workers is {self.num_workers}; it must be 0 or more")
+        _require(
+            self.num_workers >= 0, f"--num-workers is {self.num_workers}; it must be 0 or more"
+        )
         _require(self.lr > 0, f"--lr is {self.lr}; it must be above 0")
         _require(self.weight_decay >= 0, f"--weight-decay is {self.weight_decay}; it must be >= 0")
         _require(

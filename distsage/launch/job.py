@@ -108,9 +108,7 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
     store_port = store.port if store is not None else 0
     ports = world.gather_all("ports", (port, store_port))
     host_ports = [ports[rank_hosts.index(host)][0] for host in range(len(hosts))]
-    store_rank = next(
-        rank for rank in range(1, world.size, 2) if rank_hosts[rank] == 0
-    )
+    store_rank = next(rank for rank in range(1, world.size, 2) if rank_hosts[rank] == 0)
     if assignment.role == "trainer" and store is None:
         store = _join_store(
             assignment, addresses[0].ip, ports[store_rank][1], config.startup_timeout
@@ -206,9 +204,7 @@ def _addresses(
         chosen = host_lists.emulated_addresses(config.emulated_hosts)
         available = {host: [a.ip] for host, a in zip(hosts, chosen, strict=True)}
     else:
-        of_host = {
-            name: facts[rank_hosts.index(host)].addresses for host, name in enumerate(hosts)
-        }
+        of_host = {name: facts[rank_hosts.index(host)].addresses for host, name in enumerate(hosts)}
         chosen = host_lists.choose_addresses(hosts, of_host, config.interface)
         available = {name: [a.ip for a in addresses] for name, addresses in of_host.items()}
     if config.ip_config is None:

@@ -148,7 +148,7 @@ def run_watched(main: Callable[[Watched], None], startup_timeout: float) -> None
         main(watched)
     except UserError as error:
         watched.fail(str(error), "", 2)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - reported, not swallowed: it ends the job
         cause = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
         watched.fail(cause, traceback.format_exc(), 1)
 
@@ -264,7 +264,8 @@ class _Watcher:
         ring = self.ring
         address = ring.addresses[(ring.rank + 1) % len(ring.addresses)]
         try:
-            self.next = socket.create_connection(tuple(address), timeout=1.0)
+            ip, port = address
+            self.next = socket.create_connection((ip, port), timeout=1.0)
         except OSError:
             self.next = None  # tried again with the next beat; the next one counts its own silence
             return
@@ -425,8 +426,9 @@ class _Watcher:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.child, signal.SIGKILL)
         note = self.ring.note if self.ring else os.environ.get("DISTSAGE_FAILURE_NOTE")
-        known = self.ring is not None and verdict.rank is not None
-        who = self.ring.labels[verdict.rank] if known else f"a rank on {socket.gethostname()}"
+        who = f"a rank on {socket.gethostname()}"
+        if self.ring is not None and verdict.rank is not None:
+            who = self.ring.labels[verdict.rank]
         line = f"{who}: {verdict.cause}"
         if _claim_note(note, line):
             with contextlib.suppress(OSError):

@@ -51,7 +51,9 @@ class World:
                     missing.discard(status.Get_source())
                 elif time.monotonic() > deadline:
                     names = ", ".join(self.label(rank) for rank in sorted(missing))
-                    raise TimeoutError(f"{what}: no answer within {self.timeout:.0f} s from {names}")
+                    raise TimeoutError(
+                        f"{what}: no answer within {self.timeout:.0f} s from {names}"
+                    )
                 else:
                     time.sleep(POLL_SECONDS)
             requests = [self.comm.isend(values, dest=rank) for rank in range(1, self.size)]

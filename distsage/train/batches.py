@@ -1,4 +1,4 @@
-"""Prepared mini-batches, and workers that prepare the next ones meanwhile. Runs on trainer ranks."""
+"""Prepared mini-batches, and workers that prepare the next ones. Runs on trainer ranks."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

@@ -14,8 +14,8 @@ from distsage.config import TrainConfig
 from distsage.launch.watch import State, Watched, run_watched
 
 if TYPE_CHECKING:
-    from distsage.launch.job import Job
     from distsage.launch.dgl_seam import GraphStore
+    from distsage.launch.job import Job
 
 
 def train(read_config: Callable[[], TrainConfig]) -> None:
@@ -81,9 +81,7 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     own = slice(*(int(b) - part[0] for b in bounds[trainers.rank : trainers.rank + 2]))
     features = store.own_rows("features")
     labels = store.own_rows("labels")
-    masks = {
-        name: store.own_rows(f"{name}_mask")[own].bool() for name in ("train", "val", "test")
-    }
+    masks = {name: store.own_rows(f"{name}_mask")[own].bool() for name in ("train", "val", "test")}
     train_nodes = np.flatnonzero(masks["train"].numpy()) + int(bounds[trainers.rank])
     counts = trainers.concatenate(torch.tensor([len(train_nodes)])).tolist()
     plan = SeedPlan(train_nodes, counts, config.batch_size, config.seed, trainers.rank)

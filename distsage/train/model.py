@@ -6,6 +6,9 @@ Layer l computes `W_self h_v + W_neigh mean(h_u : u in N(v)) + b` (GraphSAGE, ar
 Algorithm 1 with the mean aggregator as in DGL's SAGEConv), with ReLU and dropout between layers.
 Both matrices lie in one weight, so that a layer is one matrix product on `[h_v | mean]`. Features
 need no gradient, so layer 1 has none to its input.
+
+Precision bf16 means: rows between the layers and both factors of every matrix product are bfloat16;
+sums are accumulated in float32; parameters, their gradients and the logits are float32.
 """
 
 import itertools
@@ -62,6 +65,7 @@ class GraphSAGE(nn.Module):
         num_layers: L >= 1.
         dropout: probability in [0, 1) that a hidden element is dropped in training mode.
         seed: of the initial weights.
+        precision: float32 or bfloat16, of the rows between layers and of matrix products.
     """
 
     def __init__(
@@ -72,12 +76,14 @@ class GraphSAGE(nn.Module):
         num_layers: int,
         dropout: float,
         seed: int = 0,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         widths = [in_features, *[hidden] * (num_layers - 1), num_classes]
         layers = nn.ModuleList(SageLayer(a, b) for a, b in itertools.pairwise(widths))
         self.layers = cast(Sequence[SageLayer], layers)  # ModuleList has no element type
         self.dropout = dropout
+        self.precision = precision
         generator = torch.Generator().manual_seed(seed)
         for layer in self.layers:
             layer.reset_parameters(generator)
@@ -102,27 +108,27 @@ class GraphSAGE(nn.Module):
             blocks: layers 2..L, likewise.
             key: the batch's dropout stream, unused in evaluation mode.
         """
-        h = self.layers[0](input_self_and_mean(inputs))
+        h = self.layers[0](input_self_and_mean(inputs, self.precision))
         for i, (layer, block) in enumerate(zip(self.layers[1:], blocks, strict=True)):
             p = self.dropout if self.training else 0.0
             h = layer(hidden_self_and_mean(h, block, p, np.uint64(draw(key, i))))
-        return h
+        return h.float()
 
 
-def input_self_and_mean(inputs: InputLayer) -> Tensor:
-    """Layer 1's `[x_v | mean of x_u]`, float32 `[n1, 2F]`, without gradient."""
+def input_self_and_mean(inputs: InputLayer, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Layer 1's `[x_v | mean of x_u]`, `[n1, 2F]` of the given dtype, without gradient."""
     num_dst = len(inputs.dst_slots)
     width = inputs.tables[0].shape[1]
     if inputs.slots.device.type == "cpu":
-        out = torch.empty(num_dst, 2 * width)
-        arrays = [t.numpy() for t in (out, inputs.indptr, inputs.slots, inputs.dst_slots)]
+        out = torch.empty(num_dst, 2 * width, dtype=dtype)
         assert all(t.is_contiguous() for t in inputs.tables), "the kernel takes contiguous tables"
-        tables = [t.numpy() for t in inputs.tables]
-        tables += [tables[0][:0]] * (3 - len(tables))
-        _in_threads(num_dst, lambda a, b: kernels.gather_self_and_mean(*arrays, *tables, a, b))
+        edges = [t.numpy() for t in (inputs.indptr, inputs.slots, inputs.dst_slots)]
+        _gather(out, *edges, *inputs.tables)
         return out
     (table,) = inputs.tables
-    return torch.cat((table[inputs.dst_slots], _mean(table, inputs.indptr, inputs.slots)), 1)
+    return torch.cat((table[inputs.dst_slots], _mean(table, inputs.indptr, inputs.slots)), 1).to(
+        dtype
+    )
 
 
 def hidden_self_and_mean(z: Tensor, block: Block, p: float, key: np.uint64) -> Tensor:
@@ -145,6 +151,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         ctx.save_for_backward(x, weight)
         if x.device.type == "cpu" and torch.backends.mkldnn.is_available() and len(x):
             return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -154,7 +161,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        return grad_x, grad.t() @ x, grad.sum(0)
+        return grad_x, (grad.t() @ x).float(), grad.sum(0, dtype=torch.float32)
 
 
 class _HiddenSelfAndMean(torch.autograd.Function):
@@ -169,14 +176,12 @@ class _HiddenSelfAndMean(torch.autograd.Function):
         num_dst = len(indptr) - 1
         if z.device.type == "cpu":
             out = z.new_empty(num_dst, 2 * z.shape[1])
-            h = z.detach().numpy()
+            h = _array(z)
             _in_threads(
                 len(h), lambda a, b: kernels.relu_dropout(h, threshold, ctx.scale, key, a, b)
             )
-            slots = indices.numpy()
-            edges = (out.numpy(), indptr.numpy(), slots, np.arange(num_dst, dtype=slots.dtype))
-            tables = (h, h[:0], h[:0])
-            _in_threads(num_dst, lambda a, b: kernels.gather_self_and_mean(*edges, *tables, a, b))
+            dst = np.arange(num_dst, dtype=np.int32)
+            _gather(out, indptr.numpy(), indices.numpy(), dst, z)
         else:
             z.clamp_(min=0).mul_((_hash32(z, key) >= threshold) * ctx.scale)
             out = torch.cat((z[:num_dst], _mean(z, indptr, indices)), 1)
@@ -190,7 +195,7 @@ class _HiddenSelfAndMean(torch.autograd.Function):
         if grad.device.type == "cpu":
             grad_z = torch.empty_like(h)
             edges = kernels.transpose(indptr.numpy(), indices.numpy(), len(h))
-            arrays = (grad_z.numpy(), h.numpy(), grad.contiguous().numpy(), *edges)
+            arrays = (_array(grad_z), _array(h), _array(grad.contiguous()), *edges)
             _in_threads(
                 len(h), lambda a, b: kernels.hidden_self_and_mean_backward(*arrays, ctx.scale, a, b)
             )
@@ -226,6 +231,27 @@ def _mean(table: Tensor, indptr: Tensor, slots: Tensor) -> Tensor:
     return nn.functional.embedding_bag(
         slots, table, indptr.to(slots.dtype), mode="mean", include_last_offset=True
     )
+
+
+def _gather(
+    out: Tensor, indptr: np.ndarray, slots: np.ndarray, dst_slots: np.ndarray, *tables: Tensor
+) -> None:
+    """`kernels.gather_self_and_mean` for all rows of out, from one to three tables."""
+    arrays = [_array(t) for t in tables]
+    arrays += [arrays[0][:0]] * (3 - len(arrays))
+    edges = (_array(out), indptr, slots, dst_slots)
+    _in_threads(
+        len(dst_slots), lambda a, b: kernels.gather_self_and_mean(*edges, *arrays, a, b)
+    )
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A tensor's memory as `distsage.train.vectors` takes it: half precisions as integers."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.float32:
+        return tensor.numpy()
+    bits = tensor.view(torch.int16).numpy()
+    return bits.view(np.uint16) if tensor.dtype == torch.bfloat16 else bits
 
 
 def _in_threads(count: int, kernel: Callable[[int, int], None], least: int = 256) -> None:

@@ -1,12 +1,12 @@
 """What a run leaves behind. Written by trainer 0 and by the local run.
 
-    config.yaml         every option, as resolved; `--config` reads it
-    epochs.jsonl        one JSON record per epoch
-    model.safetensors   weights of the best validation epoch
-    model.json          what is needed to rebuild the model and find its graph
-    summary.json        the result; there when the run is finished
-    ip_config.txt       addresses and ports of the servers (MPI jobs)
-    earlier-N/          the same files of earlier runs in this directory
+config.yaml         every option, as resolved; `--config` reads it
+epochs.jsonl        one JSON record per epoch
+model.safetensors   weights of the best validation epoch
+model.json          what is needed to rebuild the model and find its graph
+summary.json        the result; there when the run is finished
+ip_config.txt       addresses and ports of the servers (MPI jobs)
+earlier-N/          the same files of earlier runs in this directory
 """
 
 import dataclasses

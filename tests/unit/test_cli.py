@@ -20,9 +20,7 @@ def test_both_spellings_of_an_option():
 
 def test_yaml_stands_for_options_and_the_command_line_wins(tmp_path):
     path = tmp_path / "job.yaml"
-    path.write_text(
-        "parts: some/dir\nfan_out: [5, 10]\nlr: 0.5\nnum-hidden: 7\nconf_file: null\n"
-    )
+    path.write_text("parts: some/dir\nfan_out: [5, 10]\nlr: 0.5\nnum-hidden: 7\nconf_file: null\n")
     config = parse(TrainConfig, "train", ["--config", str(path), "--lr", "0.25"])
     assert config.fan_outs == (5, 10)
     assert (config.lr, config.num_hidden, str(config.parts_dir)) == (0.25, 7, "some/dir")

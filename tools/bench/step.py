@@ -101,11 +101,17 @@ def dgl_step(
 
 
 def our_step(
-    topology: Topology, x: Tensor, y: Tensor, seeds: list[np.ndarray], fan_outs: list[int]
+    topology: Topology,
+    x: Tensor,
+    y: Tensor,
+    seeds: list[np.ndarray],
+    fan_outs: list[int],
+    precision: torch.dtype,
 ) -> Step:
-    """The same maths by distsage."""
+    """The same maths by distsage, with features stored in the precision of the model."""
+    x = x.to(precision)
     sampler = Sampler(topology, fan_outs)
-    model = GraphSAGE(x.shape[1], HIDDEN, NUM_CLASSES, len(fan_outs), DROPOUT)
+    model = GraphSAGE(x.shape[1], HIDDEN, NUM_CLASSES, len(fan_outs), DROPOUT, 0, precision)
     optimiser = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
 
     def step(i: int) -> dict[str, float]:
@@ -148,7 +154,8 @@ def main() -> None:
     seeds = [rng.choice(args.num_nodes, count, replace=False) for _ in range(warm_up + args.steps)]
     steps = {
         "dgl": dgl_step(topology, x, y, seeds, fan_outs),
-        "fp32": our_step(topology, x, y, seeds, fan_outs),
+        "fp32": our_step(topology, x, y, seeds, fan_outs, torch.float32),
+        "bf16": our_step(topology, x, y, seeds, fan_outs, torch.bfloat16),
     }
     times: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     for i in range(len(seeds)):
