@@ -62,19 +62,23 @@ def layer_rows(
     return out
 
 
-def infer(model: GraphSAGE, topology: Topology, features: Tensor) -> Tensor:
+def infer(
+    model: GraphSAGE, topology: Topology, features: Tensor, num_layers: int | None = None
+) -> Tensor:
     """Logits of every node from whole neighbourhoods, in one process.
 
     Args:
         model: its device computes; it has to hold two layers' rows of all nodes.
         topology: in-edges of all N nodes.
         features: float32 `[N, F]`.
+        num_layers: stop after so many layers; None goes through all. All but the last give the
+            input of the last layer, the embeddings.
 
     Returns:
-        float32 `[N, C]` on the model's device.
+        float32 `[N, C]`, or the width of the layer that was stopped after, on the model's device.
     """
     h = features.to(model.layers[0].weight.device)
-    for layer in range(len(model.layers)):
+    for layer in range(len(model.layers) if num_layers is None else num_layers):
         h = layer_rows(model, layer, (h,), topology.indptr, topology.indices)
     return h
 

@@ -122,8 +122,8 @@ def input_self_and_mean(inputs: InputLayer, dtype: torch.dtype = torch.float32) 
     if inputs.slots.device.type == "cpu":
         out = torch.empty(num_dst, 2 * width, dtype=dtype)
         assert all(t.is_contiguous() for t in inputs.tables), "the kernel takes contiguous tables"
-        edges = [t.numpy() for t in (inputs.indptr, inputs.slots, inputs.dst_slots)]
-        _gather(out, *edges, *inputs.tables)
+        edges = inputs.indptr.numpy(), inputs.slots.numpy(), inputs.dst_slots.numpy()
+        _gather(out, *edges, inputs.tables)
         return out
     (table,) = inputs.tables
     return torch.cat((table[inputs.dst_slots], _mean(table, inputs.indptr, inputs.slots)), 1).to(
@@ -181,7 +181,7 @@ class _HiddenSelfAndMean(torch.autograd.Function):
                 len(h), lambda a, b: kernels.relu_dropout(h, threshold, ctx.scale, key, a, b)
             )
             dst = np.arange(num_dst, dtype=np.int32)
-            _gather(out, indptr.numpy(), indices.numpy(), dst, z)
+            _gather(out, indptr.numpy(), indices.numpy(), dst, (z,))
         else:
             z.clamp_(min=0).mul_((_hash32(z, key) >= threshold) * ctx.scale)
             out = torch.cat((z[:num_dst], _mean(z, indptr, indices)), 1)
@@ -234,15 +234,17 @@ def _mean(table: Tensor, indptr: Tensor, slots: Tensor) -> Tensor:
 
 
 def _gather(
-    out: Tensor, indptr: np.ndarray, slots: np.ndarray, dst_slots: np.ndarray, *tables: Tensor
+    out: Tensor,
+    indptr: np.ndarray,
+    slots: np.ndarray,
+    dst_slots: np.ndarray,
+    tables: tuple[Tensor, ...],
 ) -> None:
     """`kernels.gather_self_and_mean` for all rows of out, from one to three tables."""
     arrays = [_array(t) for t in tables]
     arrays += [arrays[0][:0]] * (3 - len(arrays))
     edges = (_array(out), indptr, slots, dst_slots)
-    _in_threads(
-        len(dst_slots), lambda a, b: kernels.gather_self_and_mean(*edges, *arrays, a, b)
-    )
+    _in_threads(len(dst_slots), lambda a, b: kernels.gather_self_and_mean(*edges, *arrays, a, b))
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -160,36 +160,35 @@ def _sample_layer(
         if fan_out >= 0 and (degree > fan_out or (replace and degree > 0)):
             degree = fan_out
         out_indptr[i + 1] = out_indptr[i] + degree
-    out_src = np.empty(out_indptr[num_dst], indices.dtype)
+
+    edge = np.empty(out_indptr[num_dst], np.int64)
     for i in range(num_dst):
         v = dst_gid[i]
         first = indptr[v]
         degree = indptr[v + 1] - first
         out = out_indptr[i]
-        if fan_out < 0 or (degree <= fan_out and not replace):
-            for j in range(degree):
-                out_src[out + j] = indices[first + j]
-            continue
-        if degree == 0:
-            continue
         row_key = mix64(key + np.uint64(i))
-        if replace:
+        if fan_out < 0 or (degree <= fan_out and not replace):
+            for p in range(degree):
+                edge[out + p] = first + p
+        elif replace:
+            for p in range(out_indptr[i + 1] - out):
+                edge[out + p] = first + below(draw(row_key, p), degree)
+        else:
+            base = degree - fan_out
             for p in range(fan_out):
-                out_src[out + p] = indices[first + below(draw(row_key, p), degree)]
-            continue
-        base = degree - fan_out
-        for p in range(fan_out):
-            j = below(draw(row_key, p), base + p + 1)
-            bit = np.uint64(1) << np.uint64(j & 63)
-            if picked[j >> 6] & bit:
-                j = base + p
-                bit = np.uint64(1) << np.uint64(j & 63)
-            picked[j >> 6] |= bit
-            out_src[out + p] = j
-        for p in range(fan_out):
-            j = int(out_src[out + p])
-            picked[j >> 6] = 0
-            out_src[out + p] = indices[first + j]
+                j = below(draw(row_key, p), base + p + 1)
+                # No branch, because nobody could predict it: j stays, or becomes base + p.
+                taken = int((picked[j >> 6] >> np.uint64(j & 63)) & np.uint64(1))
+                j += taken * (base + p - j)
+                picked[j >> 6] |= np.uint64(1) << np.uint64(j & 63)
+                edge[out + p] = first + j
+            for p in range(fan_out):
+                picked[(edge[out + p] - first) >> 6] = 0
+
+    out_src = np.empty(len(edge), indices.dtype)
+    for e in range(len(edge)):  # on its own, so that many cache misses overlap
+        out_src[e] = indices[edge[e]]
     return out_indptr, out_src
 
 

@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from distsage.train.features import Block, blocks_of, gathered_input, local_input
-from distsage.train.model import GraphSAGE, _hash32, hidden_self_and_mean
+from distsage.train.model import (
+    GraphSAGE,
+    _hash32,
+    hidden_self_and_mean,
+    input_self_and_mean,
+)
 from distsage.train.rng import Purpose, stream_key
 from distsage.train.sampler import Sampler
 from tests.unit.graphs import key_of, random_topology
@@ -235,3 +240,35 @@ def test_works_under_ddp(tmp_path):
             assert all(p.grad is not None for p in model.parameters())
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_bf16_is_close_and_keeps_float32_parameters(num_layers):
+    """Logits within 3 % of their largest, gradients within 12 % in norm.
+
+    bfloat16 keeps 8 bits, so that about one hidden element in 200 comes out on the other side of
+    ReLU, which is an error of its whole gradient: sqrt(1 / 200) = 7 % in norm.
+    """
+    batch, x = sampled(num_layers, 200), features(50)
+    results = []
+    for precision in (torch.float32, torch.bfloat16):
+        model = GraphSAGE(50, 64, 5, num_layers, dropout=0.3, seed=2, precision=precision)
+        logits = model(local_input(batch, x), blocks_of(batch), batch.key)
+        assert logits.dtype == torch.float32
+        weighted_sum(logits).backward()
+        results.append((logits.detach(), [p.grad for p in model.parameters()]))
+    (logits, gradients), (logits16, gradients16) = results
+    assert 0 < (logits - logits16).abs().max() < 0.03 * logits.abs().max()
+    for a, b in zip(gradients, gradients16, strict=True):
+        assert b.dtype == torch.float32
+        assert (a - b).norm() < 0.12 * a.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_tables_are_read_exactly(dtype):
+    batch, half = sampled(2, 100), features(50).to(dtype)
+    a = input_self_and_mean(local_input(batch, half))
+    b = input_self_and_mean(local_input(batch, half.float()))
+    assert torch.equal(a, b)
+    rounded = input_self_and_mean(local_input(batch, half), torch.bfloat16)
+    assert torch.equal(rounded, b.to(torch.bfloat16))
