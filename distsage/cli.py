@@ -16,6 +16,7 @@ from distsage.config import (
     LocalConfig,
     PartitionConfig,
     PredictConfig,
+    PreflightConfig,
     TrainConfig,
 )
 from distsage.errors import UserError
@@ -134,6 +135,18 @@ def _train(arguments: Sequence[str]) -> None:
     train(lambda: parse(TrainConfig, "train", arguments))
 
 
+def _preflight(arguments: Sequence[str]) -> None:
+    from distsage.launch.watch import Watched, run_watched
+
+    def check(watched: Watched) -> None:
+        # Imports MPI, which initialises it: only after the fork.
+        from distsage.launch import job
+
+        job.check(lambda: parse(PreflightConfig, "preflight", arguments), watched)
+
+    run_watched(check, PreflightConfig.startup_timeout)
+
+
 def _local(arguments: Sequence[str]) -> None:
     config = parse(LocalConfig, "local", arguments)
     from distsage.train.local import train
@@ -151,6 +164,7 @@ def _predict(arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "partition": (_partition, "split a graph into parts, one per host"),
     "train": (_train, "train on the parts: one MPI job over all hosts"),
+    "preflight": (_preflight, "check hosts, network and parts as a training job would"),
     "local": (_local, "train on this machine alone"),
     "predict": (_predict, "write a trained model's predictions by original node id"),
 }

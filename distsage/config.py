@@ -142,12 +142,8 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
-class TrainConfig(TrainingOptions):
-    """Train on the parts of a graph: one MPI job, even ranks serve, odd ranks train.
-
-    Start it with `mpirun -n 2*PAIRS*HOSTS ... python -m mpi4py -m distsage train`, or through
-    sbatch/train.sh.
-    """
+class JobOptions:
+    """Which parts an MPI job works on, and where."""
 
     parts: Path | None = None
     """Directory that `distsage partition` wrote (this or --conf-file is required)."""
@@ -164,18 +160,16 @@ class TrainConfig(TrainingOptions):
     """Act as so many hosts on this one machine."""
     startup_timeout: float = 120.0
     """Seconds that all ranks together may take to come up."""
-    stall_timeout: float = 300.0
-    """Seconds that a rank may go without progress before the job is ended."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         _require(
             (self.parts is None) != (self.conf_file is None),
-            "give either --parts DIR or --conf-file DIR/GRAPH.json: what `distsage partition` wrote",
+            "give either --parts DIR or --conf-file DIR/GRAPH.json, as `distsage partition` wrote",
         )
-        for name in ("startup_timeout", "stall_timeout"):
-            value = getattr(self, name)
-            _require(value > 0, f"--{name.replace('_', '-')} is {value}; it must be above 0")
+        _require(
+            self.startup_timeout > 0,
+            f"--startup-timeout is {self.startup_timeout}; it must be above 0",
+        )
         _require(
             self.emulated_hosts is None or self.emulated_hosts >= 1,
             f"--emulated-hosts is {self.emulated_hosts}; it must be at least 1",
@@ -187,6 +181,36 @@ class TrainConfig(TrainingOptions):
         path = self.parts or self.conf_file
         assert path is not None
         return path
+
+
+@dataclass(frozen=True)
+class PreflightConfig(JobOptions):
+    """Check hosts, network and parts as a training job would, and train nothing.
+
+    Start it as you would start training: with mpirun, 2 ranks per pair.
+    """
+
+
+@dataclass(frozen=True)
+class TrainConfig(TrainingOptions, JobOptions):
+    """Train on the parts of a graph: one MPI job, even ranks serve, odd ranks train.
+
+    Start it with `mpirun -n 2*PAIRS*HOSTS ... python -m mpi4py -m distsage train`, or through
+    sbatch/train.sh.
+    """
+
+    stage: Path | None = None
+    """Copy each host's part to this directory on its own disk first; removed when it is open."""
+    stall_timeout: float = 300.0
+    """Seconds that a rank may go without progress before the job is ended."""
+
+    def __post_init__(self) -> None:
+        TrainingOptions.__post_init__(self)
+        JobOptions.__post_init__(self)
+        _require(
+            self.stall_timeout > 0,
+            f"--stall-timeout is {self.stall_timeout}; it must be above 0",
+        )
 
 
 @dataclass(frozen=True)
@@ -225,10 +249,22 @@ class PredictConfig:
     run_dir: Path
     """Run directory of `distsage train` or `distsage local`."""
     output: Path
-    """File to write: .csv, .parquet or .npz."""
+    """File to write: .csv or .parquet (columns id, p0, p1, ... or e0, e1, ...) or .npz (ids,
+    values); a row per node, in the order of the original ids."""
     what: Literal["probabilities", "embeddings"] = "probabilities"
-    """Class probabilities, or the input of the last layer."""
+    """Class probabilities (p), or the last layer's input, one vector per node (e)."""
     parts: Path | None = None
-    """Where the parts lie now, if not where they were trained on."""
+    """Where the parts lie now, if not where they lay in training."""
     dataset: str | None = None
-    """Where the dataset lies now, if not where it was trained on."""
+    """Where the dataset lies now, if not where it lay in training."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.output.suffix in (".csv", ".parquet", ".npz"),
+            f"--output {self.output} ends in none of .csv, .parquet and .npz; its ending says what "
+            "to write",
+        )
+        _require(
+            self.parts is None or self.dataset is None,
+            "give --parts or --dataset, not both: the graph that the model was trained on",
+        )

@@ -1,4 +1,4 @@
-"""Names, order and addresses of the hosts. Pure functions of what the ranks gathered; every rank."""
+"""Names, order and addresses of the hosts: pure functions of what the ranks gathered."""
 
 import ipaddress
 import os

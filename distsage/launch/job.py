@@ -6,21 +6,26 @@ servers start, the trainers connect to them, and only then torch.distributed com
 trainers.
 """
 
-import contextlib
 import os
 import secrets
+import shutil
+import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from distsage.config import TrainConfig
+from distsage.config import JobOptions, PreflightConfig, TrainConfig
 from distsage.errors import UserError
 from distsage.files import atomic_file
 from distsage.launch import hosts as host_lists
+from distsage.launch import preflight
 from distsage.launch.ports import find_free_ports
 from distsage.launch.roles import Assignment, assign, emulated_layout
-from distsage.launch.watch import Ring, Watched
+from distsage.launch.stage import stage_part, staged_path, sweep_staged
+from distsage.launch.watch import Ring, State, Watched
 from distsage.launch.world import World
 from distsage.partition.parts import Parts
 
@@ -29,10 +34,44 @@ if TYPE_CHECKING:
 
     from distsage.launch.dgl_seam import DGLJob, GraphStore
 
+Config = TypeVar("Config", bound=JobOptions)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the ranks have agreed on: who runs where, on which addresses, with which parts.
+
+    Attributes:
+        config: the same on every rank.
+        name: of the job; no other job has it.
+        assignment: of this rank.
+        hosts: names of the hosts, in the order of the parts.
+        everyone: the assignment of every rank.
+        addresses: one per host.
+        watchers: (ip, port) of every rank's watcher.
+        is_first: whether this is its host's first rank, which acts for the host.
+        parts: the parts to work on.
+    """
+
+    config: JobOptions
+    name: str
+    assignment: Assignment
+    hosts: list[str]
+    everyone: list[Assignment]
+    addresses: list[host_lists.Address]
+    watchers: list[tuple[str, int]]
+    is_first: bool
+    parts: Parts
+
+    @property
+    def own_address(self) -> host_lists.Address:
+        """Of this rank's host."""
+        return self.addresses[self.assignment.host]
+
 
 @dataclass(frozen=True)
 class Job:
-    """One rank's view of the job, once everybody has agreed on it.
+    """One rank's view of a training job that is up.
 
     Attributes:
         config: the same on every rank.
@@ -40,7 +79,8 @@ class Job:
         hosts: names of the hosts, in the order of the parts.
         addresses: one per host.
         port: of this host's main server; its backups follow.
-        parts: the parts to train on.
+        parts: the parts to train on, this host's copy if they are staged.
+        staged: directory of that copy, on the host's first rank's pair only.
         dgl: what DGL has to know.
         store: torch.distributed's rendezvous; trainers only.
     """
@@ -51,6 +91,7 @@ class Job:
     addresses: list[host_lists.Address]
     port: int
     parts: Parts
+    staged: Path | None
     dgl: "DGLJob"
     store: "TCPStore | None"
 
@@ -62,6 +103,23 @@ class _RankFacts:
     host: str
     addresses: list[host_lists.Address]
     watcher_port: int
+    versions: dict[str, str]
+
+
+def check(read_config: Callable[[], PreflightConfig], watched: Watched) -> None:
+    """`distsage preflight`: agree on everything that training needs, and say so. Collective."""
+    world = _world(watched)
+    started = time.monotonic()
+    config = _read_on_rank_0(world, read_config)
+    place = _agree_on_place(world, config, watched)
+    if world.rank == 0:
+        print(
+            f"preflight: {place.parts.manifest.graph_name} on {len(place.hosts)} hosts "
+            f"({', '.join(place.hosts)}), {place.assignment.pairs_per_host} pairs each, over "
+            f"{place.own_address.interface}: ready to train "
+            f"(checked in {time.monotonic() - started:.1f} s)",
+            flush=True,
+        )
 
 
 def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
@@ -77,88 +135,191 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
         SystemExit: the user got something wrong; rank 0 has said what, and the status is 2.
         TimeoutError: a rank did not answer in time; the message names it.
     """
-    watched.mark("joining MPI")
-    from mpi4py import MPI
-
-    world = World(MPI.COMM_WORLD, TrainConfig.startup_timeout)
+    world = _world(watched)
     config = _read_on_rank_0(world, read_config)
-    world.timeout = config.startup_timeout
+    place = _agree_on_place(world, config, watched)
+    assignment, hosts, parts = place.assignment, place.hosts, place.parts
 
-    facts = world.gather_all(
-        "hosts", _RankFacts(host_lists.own_name(), host_lists.own_addresses(), watched.port)
-    )
-    world.label = lambda rank: f"rank {rank} on {facts[rank].host}"
-    hosts, rank_hosts = world.agree("host layout", lambda: _layout(config, facts))
-    assignment = world.agree("roles", lambda: assign(world.rank, rank_hosts, hosts))
-    addresses = world.agree("addresses", lambda: _addresses(config, hosts, rank_hosts, facts))
-    own_address = addresses[assignment.host]
-
-    parts = world.agree("parts", lambda: _open_parts(config, hosts))
-    _set_threads(assignment, facts)
-
-    name = world.broadcast(
-        "job name", f"{os.environ.get('SLURM_JOB_ID', os.getpid())}.{secrets.token_hex(4)}"
-    )
     secret = world.broadcast("job secret", secrets.token_bytes(32))
-    is_first_on_host = rank_hosts.index(assignment.host) == world.rank
-    port = (
-        find_free_ports(own_address.ip, assignment.pairs_per_host, name) if is_first_on_host else 0
-    )
-    store = _open_store(assignment, own_address.ip, config.startup_timeout)
-    store_port = store.port if store is not None else 0
-    ports = world.gather_all("ports", (port, store_port))
-    host_ports = [ports[rank_hosts.index(host)][0] for host in range(len(hosts))]
-    store_rank = next(rank for rank in range(1, world.size, 2) if rank_hosts[rank] == 0)
-    if assignment.role == "trainer" and store is None:
-        store = _join_store(
-            assignment, addresses[0].ip, ports[store_rank][1], config.startup_timeout
-        )
-
-    ip_config = config.run_dir / "ip_config.txt"
-    world.agree("ip_config", lambda: _write_ip_config(world, config, addresses, host_ports))
-    world.agree("ip_config check", lambda: _check_own_line(config, hosts, assignment, own_address))
-
-    note = world.broadcast("failure note", _failure_note(config) if world.rank == 0 else None)
-    everyone = [assign(rank, rank_hosts, hosts) for rank in range(world.size)]
+    ports, store = _open_ports(world, place)
+    world.agree("run directory", lambda: _prepare_run_directory(world, config, place, ports))
+    world.agree("ip_config", lambda: _check_own_line(config, place))
     watched.join(
         Ring(
             rank=world.rank,
-            labels=[f"rank {one.rank} ({one.role} on {hosts[one.host]})" for one in everyone],
-            addresses=[
-                (addresses[one.host].ip, fact.watcher_port)
-                for one, fact in zip(everyone, facts, strict=True)
-            ],
+            labels=[f"rank {one.rank} ({one.role} on {hosts[one.host]})" for one in place.everyone],
+            addresses=place.watchers,
             token=secret.hex(),
-            note=note,
+            note=world.broadcast("failure note", _failure_note(world, config)),
             log_directory=str(config.run_dir / "logs"),
             stall_timeout=config.stall_timeout,
         )
     )
+    staged = None
+    if config.stage is not None:
+        watched.mark("staging its part", State.WAITING)
+        target = staged_path(config.stage, place.name, assignment.host)
+        world.agree("staging", lambda: _stage(place, target), _time_to_read(parts))
+        parts = world.agree("staged parts", lambda: Parts.open(target))
+        staged = target
+
     watched.mark("importing DGL")
     from distsage.launch.dgl_seam import DGLJob
 
-    dgl_job = DGLJob(
-        assignment=assignment,
-        ip=own_address.ip,
-        ip_config=ip_config.resolve(),
-        part_config=parts.dgl_config,
-        prefix=f"distsage.{os.getuid()}.{name}.{assignment.host}.",
-        secret=secret,
-        startup_timeout=config.startup_timeout,
-    )
     return Job(
         config=config,
         assignment=assignment,
         hosts=hosts,
-        addresses=addresses,
-        port=host_ports[assignment.host],
+        addresses=place.addresses,
+        port=ports[assignment.host],
         parts=parts,
-        dgl=dgl_job,
+        staged=staged,
+        dgl=DGLJob(
+            assignment=assignment,
+            ip=place.own_address.ip,
+            ip_config=(config.run_dir / "ip_config.txt").resolve(),
+            part_config=parts.dgl_config,
+            prefix=f"distsage.{os.getuid()}.{place.name}.{assignment.host}.",
+            secret=secret,
+            startup_timeout=config.startup_timeout,
+        ),
         store=store,
     )
 
 
-def _read_on_rank_0(world: World, read_config: Callable[[], TrainConfig]) -> TrainConfig:
+def _world(watched: Watched) -> World:
+    watched.mark("joining MPI")
+    from mpi4py import MPI
+
+    return World(MPI.COMM_WORLD, JobOptions.startup_timeout)
+
+
+def _agree_on_place(world: World, config: JobOptions, watched: Watched) -> Place:
+    """The preflight: every stage ends well on all ranks, or the job ends with one sentence."""
+    world.timeout = config.startup_timeout
+    watched.mark("preflight")
+    facts = world.gather_all(
+        "hosts",
+        _RankFacts(
+            host_lists.own_name(),
+            host_lists.own_addresses(),
+            watched.port,
+            preflight.versions(),
+        ),
+    )
+    clocks = world.gather_all("clocks", time.time())
+    world.host_of = [fact.host for fact in facts]
+    hosts, rank_hosts = world.agree("hosts", lambda: _layout(config, facts))
+    everyone = world.agree(
+        "pairing", lambda: [assign(rank, rank_hosts, hosts) for rank in range(world.size)]
+    )
+    assignment = everyone[world.rank]
+    firsts = [rank_hosts.index(host) for host in range(len(hosts))]
+    is_first = firsts[assignment.host] == world.rank
+    _set_threads(assignment, facts)
+
+    def by_host(values: list[Any]) -> dict[str, Any]:
+        return {host: values[first] for host, first in zip(hosts, firsts, strict=True)}
+
+    world.agree(
+        "versions",
+        lambda: preflight.check_versions(by_host([fact.versions for fact in facts])),
+    )
+    world.agree("clocks", lambda: preflight.check_clocks(by_host(clocks)))
+    addresses = world.agree("addresses", lambda: _addresses(config, hosts, rank_hosts, facts))
+    name = world.broadcast(
+        "job name", f"{os.environ.get('SLURM_JOB_ID', os.getpid())}.{secrets.token_hex(4)}"
+    )
+    own_ip = addresses[assignment.host].ip
+    with ExitStack() as listeners:
+        own_ports: list[int] = []
+        if is_first:
+            own_ports = listeners.enter_context(preflight.reachable_ports(own_ip, name))
+        listening = world.gather_all("network", own_ports)
+        targets = {
+            host: (address.ip, listening[first])
+            for host, address, first in zip(hosts, addresses, firsts, strict=True)
+        }
+        own_host = hosts[assignment.host]
+        world.agree(
+            "network", lambda: preflight.check_reach(own_host, targets) if is_first else None
+        )
+
+    watched.mark("checking the parts", State.WAITING)
+    parts = world.agree("parts", lambda: _open_parts(config, hosts))
+    world.agree(
+        "checksums",
+        lambda: preflight.verify_part(parts, assignment.host) if is_first else None,
+        _time_to_read(parts),
+    )
+    watched.mark("preflight")
+    # Emulated hosts share one machine, and its first rank acts for all of them.
+    hosted = [
+        host for host, first in enumerate(firsts) if facts[first].host == facts[world.rank].host
+    ]
+    if firsts[hosted[0]] == world.rank:
+        preflight.sweep_leftovers()
+        if isinstance(config, TrainConfig) and config.stage is not None:
+            sweep_staged(config.stage)
+    world.agree(
+        "shared memory",
+        lambda: preflight.check_shared_memory(parts, hosted) if is_first else None,
+    )
+    return Place(
+        config=config,
+        name=name,
+        assignment=assignment,
+        hosts=hosts,
+        everyone=everyone,
+        addresses=addresses,
+        watchers=[
+            (addresses[one.host].ip, fact.watcher_port)
+            for one, fact in zip(everyone, facts, strict=True)
+        ],
+        is_first=is_first,
+        parts=parts,
+    )
+
+
+def _time_to_read(parts: Parts) -> float:
+    """Seconds that reading all parts may take beyond the start-up timeout: at 20 MB/s."""
+    return sum(file.bytes for file in parts.manifest.files.values()) / 20e6
+
+
+def _stage(place: Place, target: Path) -> None:
+    if place.is_first:
+        stage_part(place.parts, place.assignment.host, target)
+
+
+def release_stage(job: Job) -> None:
+    """Remove this host's staged copy, which all its ranks have opened. Called by one trainer."""
+    if job.staged is not None and job.assignment.pair_on_host == 0:
+        shutil.rmtree(job.staged)
+
+
+def _open_ports(world: World, place: Place) -> "tuple[list[int], TCPStore | None]":
+    """Find every host's server ports, and open the trainers' rendezvous. Collective.
+
+    Returns:
+        The port of each host's main server, and the rendezvous (trainers only).
+    """
+    assignment, timeout = place.assignment, world.timeout
+    port = 0
+    if place.is_first:
+        port = find_free_ports(place.own_address.ip, assignment.pairs_per_host, place.name)
+    is_trainer_0 = assignment.role == "trainer" and assignment.trainer_rank == 0
+    store = _open_store(place, timeout) if is_trainer_0 else None
+    ports = world.gather_all("ports", (assignment.host, port, store.port if store else 0))
+    store_port = max(store_port for _, _, store_port in ports)
+    if assignment.role == "trainer" and store is None:
+        store = _join_store(place, store_port, timeout)
+    by_host = [0] * len(place.hosts)
+    for host, first_port, _ in ports:
+        by_host[host] = max(by_host[host], first_port)
+    return by_host, store
+
+
+def _read_on_rank_0(world: World, read_config: Callable[[], Config]) -> Config:
     outcome: Any = None
     if world.rank == 0:
         try:
@@ -174,15 +335,15 @@ def _read_on_rank_0(world: World, read_config: Callable[[], TrainConfig]) -> Tra
         world.leave_quietly(outcome.code)
     if world.size == 1:
         world.leave(
-            "train runs under an MPI launcher with 2 ranks per pair: mpirun -n 2 ... python -m "
-            "mpi4py -m distsage train (on a cluster: sbatch sbatch/train.sh; on one machine "
+            "this runs under an MPI launcher with 2 ranks per pair: mpirun -n 2 ... python -m "
+            "mpi4py -m distsage train ... (on a cluster: sbatch sbatch/train.sh; on one machine "
             "without MPI: python -m distsage local)"
         )
-    assert isinstance(outcome, TrainConfig)
-    return outcome
+    config: Config = outcome
+    return config
 
 
-def _layout(config: TrainConfig, facts: list[_RankFacts]) -> tuple[list[str], list[int]]:
+def _layout(config: JobOptions, facts: list[_RankFacts]) -> tuple[list[str], list[int]]:
     """Names of the hosts in the order of the parts, and every rank's host index."""
     names = [fact.host for fact in facts]
     if config.emulated_hosts is not None:
@@ -198,7 +359,7 @@ def _layout(config: TrainConfig, facts: list[_RankFacts]) -> tuple[list[str], li
 
 
 def _addresses(
-    config: TrainConfig, hosts: list[str], rank_hosts: list[int], facts: list[_RankFacts]
+    config: JobOptions, hosts: list[str], rank_hosts: list[int], facts: list[_RankFacts]
 ) -> list[host_lists.Address]:
     if config.emulated_hosts is not None:
         chosen = host_lists.emulated_addresses(config.emulated_hosts)
@@ -218,7 +379,7 @@ def _addresses(
     ]
 
 
-def _open_parts(config: TrainConfig, hosts: list[str]) -> Parts:
+def _open_parts(config: JobOptions, hosts: list[str]) -> Parts:
     parts = Parts.open(config.parts_dir)
     if parts.num_parts != len(hosts):
         raise UserError(
@@ -243,65 +404,68 @@ def _set_threads(assignment: Assignment, facts: list[_RankFacts]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
-def _open_store(assignment: Assignment, ip: str, timeout: float) -> "TCPStore | None":
-    """Trainer 0 opens the rendezvous on a port that the system picks."""
-    if assignment.role == "server" or assignment.trainer_rank != 0:
-        return None
+def _open_store(place: Place, timeout: float) -> "TCPStore":
+    """Open the trainers' rendezvous on a port that the system picks. On trainer 0."""
     from torch.distributed import TCPStore
 
     return TCPStore(
-        ip,
+        place.own_address.ip,
         0,
-        assignment.num_trainers,
+        place.assignment.num_trainers,
         is_master=True,
         timeout=timedelta(seconds=timeout),
         wait_for_workers=False,
     )
 
 
-def _join_store(assignment: Assignment, ip: str, port: int, timeout: float) -> "TCPStore":
+def _join_store(place: Place, port: int, timeout: float) -> "TCPStore":
     from torch.distributed import TCPStore
 
     return TCPStore(
-        ip, port, assignment.num_trainers, is_master=False, timeout=timedelta(seconds=timeout)
+        place.addresses[0].ip,
+        port,
+        place.assignment.num_trainers,
+        is_master=False,
+        timeout=timedelta(seconds=timeout),
     )
 
 
-def _write_ip_config(
-    world: World, config: TrainConfig, addresses: list[host_lists.Address], ports: list[int]
+def _prepare_run_directory(
+    world: World, config: TrainConfig, place: Place, ports: list[int]
 ) -> None:
+    """Make the run directory and write the list of servers that DGL reads. On rank 0."""
     if world.rank != 0:
         return
     try:
         (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         with atomic_file(config.run_dir / "ip_config.txt", "w") as stream:
-            for address, port in zip(addresses, ports, strict=True):
+            for address, port in zip(place.addresses, ports, strict=True):
                 stream.write(f"{address.ip} {port}\n")
     except OSError as error:
         raise UserError(f"cannot write to --run-dir {config.run_dir}: {error.strerror}") from error
 
 
-def _failure_note(config: TrainConfig) -> str:
-    """Where the first rank that fails says why; a note of an earlier run is removed by rank 0."""
-    path = os.environ.get("DISTSAGE_FAILURE_NOTE") or str(config.run_dir.resolve() / "failure.txt")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    return path
+def _failure_note(world: World, config: TrainConfig) -> str:
+    """Where the first rank that fails says why; rank 0 removes a note of an earlier run."""
+    note = os.environ.get("DISTSAGE_FAILURE_NOTE") or str(config.run_dir.resolve() / "failure.txt")
+    if world.rank == 0:
+        with suppress(FileNotFoundError):
+            os.unlink(note)
+    return note
 
 
-def _check_own_line(
-    config: TrainConfig, hosts: list[str], assignment: Assignment, own: host_lists.Address
-) -> None:
+def _check_own_line(config: TrainConfig, place: Place) -> None:
     """Hold this rank's address against the file that DGL will read."""
     path = config.run_dir / "ip_config.txt"
-    host = hosts[assignment.host]
+    host = place.assignment.host
     if not path.exists():
         raise UserError(
-            f"{path} is not visible on {host}; choose a --run-dir on a file system that all hosts "
-            "share"
+            f"{path} is not visible on {place.hosts[host]}; choose a --run-dir on a file system "
+            "that all hosts share"
         )
-    listed = host_lists.read_ip_config(path)[assignment.host]
-    assert listed == own.ip, f"{path} says {listed} for {host}, which is {own.ip}"
+    listed = host_lists.read_ip_config(path)[host]
+    own = place.own_address.ip
+    assert listed == own, f"{path} says {listed} for {place.hosts[host]}, which is {own}"
 
 
 def connect(job: Job) -> "GraphStore":

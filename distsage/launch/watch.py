@@ -128,7 +128,7 @@ def run_watched(main: Callable[[Watched], None], startup_timeout: float) -> None
 
     Args:
         main: the rank. A UserError or another exception from it ends the whole job.
-        startup_timeout: seconds until the child must have joined the ring.
+        startup_timeout: seconds that the child may go without a mark before it joins the ring.
     """
     assert "mpi4py.MPI" not in sys.modules, "MPI must come up in the child, not before the fork"
     page = mmap.mmap(-1, mmap.PAGESIZE)
@@ -169,11 +169,10 @@ class _Watcher:
         self.channel = channel
         self.listener = listener
         self.startup_timeout = startup_timeout
-        self.started = time.monotonic()
         self.ring: Ring | None = None
         self.previous: socket.socket | None = None
         self.next: socket.socket | None = None
-        self.heard = self.started
+        self.heard = time.monotonic()
         self.done = 0  # a bit for every rank that is known to have ended well
         self.stopped_since: float | None = None
         self.dumped = False
@@ -356,7 +355,7 @@ class _Watcher:
         if self.child:
             self._check_stopped(now, what)
         if self.ring is None:
-            if now - self.started > self.startup_timeout + 10:
+            if now - marked > self.startup_timeout + 10:
                 self._report(
                     f"did not come up within {self.startup_timeout:.0f} s ({what})", after=0
                 )

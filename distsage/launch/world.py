@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from mpi4py import MPI
 
@@ -22,7 +22,7 @@ class World:
         rank: of this process.
         size: number of ranks.
         timeout: seconds that one collective may take.
-        label: maps a rank to how messages name it ("rank 3 (trainer on node2)").
+        host_of: the host of every rank, once that is known.
     """
 
     def __init__(self, comm: MPI.Intracomm, timeout: float) -> None:
@@ -30,15 +30,22 @@ class World:
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
         self.timeout = timeout
-        self.label: Callable[[int], str] = lambda rank: f"rank {rank}"
+        self.host_of: list[str] = []
 
-    def gather_all(self, what: str, value: T) -> list[T]:
+    def label(self, rank: int) -> str:
+        """How messages name a rank."""
+        return f"rank {rank} on {self.host_of[rank]}" if self.host_of else f"rank {rank}"
+
+    def gather_all(self, what: str, value: T, extra_time: float = 0.0) -> list[T]:
         """Give every rank the list of all ranks' values. Collective; blocks up to `timeout`.
+
+        `extra_time` adds to the bound, in seconds, for what takes its time on large data.
 
         Raises:
             TimeoutError: names the ranks whose value did not arrive.
         """
-        deadline = time.monotonic() + self.timeout
+        timeout = self.timeout + extra_time
+        deadline = time.monotonic() + timeout
         if self.rank == 0:
             values: list[Any] = [None] * self.size
             values[0] = value
@@ -51,9 +58,7 @@ class World:
                     missing.discard(status.Get_source())
                 elif time.monotonic() > deadline:
                     names = ", ".join(self.label(rank) for rank in sorted(missing))
-                    raise TimeoutError(
-                        f"{what}: no answer within {self.timeout:.0f} s from {names}"
-                    )
+                    raise TimeoutError(f"{what}: no answer within {timeout:.0f} s from {names}")
                 else:
                     time.sleep(POLL_SECONDS)
             requests = [self.comm.isend(values, dest=rank) for rank in range(1, self.size)]
@@ -81,10 +86,11 @@ class World:
         assert received is not None
         return received
 
-    def agree(self, what: str, action: Callable[[], T]) -> T:
+    def agree(self, stage: str, action: Callable[[], T], extra_time: float = 0.0) -> T:
         """Run `action` on every rank; if any user error comes of it, end the job with it.
 
-        Rank 0 prints the sentence once and every rank leaves with status 2. Collective.
+        Rank 0 prints one sentence with the stage, and the hosts where not all have the error, and
+        every rank leaves with status 2. Collective; `extra_time` is that of `gather_all`.
 
         Raises:
             SystemExit: some rank raised a UserError.
@@ -95,13 +101,18 @@ class World:
             result = action()
         except UserError as caught:
             error = str(caught)
-        errors = [e for e in self.gather_all(what, error) if e is not None]
-        if errors:
-            self.leave(errors[0])
-        assert error is None
+        errors = self.gather_all(stage, error, extra_time)
+        sentence = next((e for e in errors if e is not None), None)
+        if sentence is not None:
+            hosts = dict.fromkeys(
+                host for host, e in zip(self.host_of, errors, strict=False) if e is not None
+            )
+            if None in errors and not any(host in sentence for host in hosts):
+                sentence = f"{', '.join(hosts)}: {sentence}"
+            self.leave(f"preflight, {stage}: {sentence}")
         return result  # type: ignore[return-value]
 
-    def leave(self, sentence: str) -> None:
+    def leave(self, sentence: str) -> NoReturn:
         """End every rank with one sentence and status 2. Collective.
 
         Raises:
@@ -111,7 +122,7 @@ class World:
             print(f"distsage: {sentence}", file=sys.stderr, flush=True)
         self.leave_quietly(2)
 
-    def leave_quietly(self, status: int | str | None) -> None:
+    def leave_quietly(self, status: int | str | None) -> NoReturn:
         """End every rank with `status`; what there was to say has been said. Collective.
 
         Raises:

@@ -229,35 +229,45 @@ class Parts:
         self._check_size(f"part{part}/node_feat.dgl")
         return read_node_data(self.path / f"part{part}")
 
-    def check_sizes(self) -> None:
-        """Compare the size of every file with the manifest; quick.
+    def files_of(self, part: int | None = None) -> list[str]:
+        """Names of the files of one part and those that all parts share; None names all."""
+        others = {f"part{other}" for other in range(self.num_parts) if other != part}
+        return [
+            name
+            for name in self.manifest.files
+            if part is None or name.partition("/")[0] not in others
+        ]
+
+    def check_sizes(self, part: int | None = None) -> None:
+        """Compare the sizes of the files of `files_of(part)` with the manifest; quick.
 
         Raises:
             UserError: a file is missing or has another size.
         """
-        for name in self.manifest.files:
+        for name in self.files_of(part):
             self._check_size(name)
 
     def verify(self, part: int | None = None) -> None:
-        """Compare the checksums with the manifest; reads every byte.
-
-        Args:
-            part: check this part's files and those that all parts share; None checks all.
+        """Compare the checksums of the files of `files_of(part)` with the manifest; reads them.
 
         Raises:
             UserError: a file is missing, truncated, or not the one that was written.
         """
-        others = {f"part{other}" for other in range(self.num_parts) if other != part}
-        for name, file in self.manifest.files.items():
-            folder = name.partition("/")[0]
-            if part is not None and folder in others:
-                continue
-            self._check_size(name)
-            if sha256(self.path / name) != file.sha256:
-                raise UserError(
-                    f"{self.path / name} has changed since it was written (its checksum is not "
-                    "the manifest's); copy it again or partition the graph again"
-                )
+        for name in self.files_of(part):
+            self.verify_file(name)
+
+    def verify_file(self, name: str) -> None:
+        """Compare one file's checksum with the manifest; reads every byte.
+
+        Raises:
+            UserError: as for `verify`.
+        """
+        self._check_size(name)
+        if sha256(self.path / name) != self.manifest.files[name].sha256:
+            raise UserError(
+                f"{self.path / name} has changed since it was written (its checksum is not "
+                "the manifest's); copy it again or partition the graph again"
+            )
 
     def _check_size(self, name: str) -> None:
         path = self.path / name

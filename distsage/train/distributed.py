@@ -56,6 +56,7 @@ def _be_a_rank(read_config: Callable[[], TrainConfig], watched: Watched) -> None
 def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     import torch
 
+    from distsage.launch.job import release_stage
     from distsage.train.batches import Batch, prepare_ahead
     from distsage.train.evaluation import score_masks
     from distsage.train.features import SlotMap, blocks_of, gathered_input
@@ -168,6 +169,7 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
         "graph": manifest.graph_name,
         "config": asdict(config),
     }
+    release_stage(job)  # all trainers have opened what they read of their host's copy
     scores = fit(
         config,
         model,

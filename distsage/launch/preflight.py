@@ -1,0 +1,203 @@
+"""What a host can be asked before training starts; each failure is one sentence with a remedy.
+
+Runs on every rank, or on the first rank of every host. The functions here look at one host only;
+`distsage.launch.job` runs them in stages and lets all ranks know of a failure.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from distsage import __version__
+from distsage.errors import UserError
+from distsage.files import write_json
+from distsage.launch.ports import FIRST_PORT, LAST_PORT, find_free_ports
+from distsage.partition.parts import Parts
+
+SHARED_MEMORY = Path("/dev/shm")
+# Clocks that differ by more make logs and time limits misleading; munge gives up at 300 s.
+MAX_CLOCK_SKEW_SECONDS = 30.0
+# How long a host may take to answer a connection attempt of another.
+REACH_SECONDS = 5.0
+
+
+def versions() -> dict[str, str]:
+    """Versions that have to be equal on all hosts."""
+    return {
+        "distsage": __version__,
+        "Python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "dgl", "numpy", "mpi4py")},
+    }
+
+
+def check_versions(of_hosts: Mapping[str, Mapping[str, str]]) -> None:
+    """Compare the versions of all hosts.
+
+    Raises:
+        UserError: two hosts differ.
+    """
+    first, *others = of_hosts
+    for host in others:
+        for package, version in of_hosts[host].items():
+            expected = of_hosts[first][package]
+            if version != expected:
+                raise UserError(
+                    f"{host} has {package} {version} but {first} has {expected}; use one "
+                    "environment, on a file system that all hosts share"
+                )
+
+
+def check_clocks(of_hosts: Mapping[str, float]) -> None:
+    """Compare clocks that were read at about the same moment, seconds since 1970.
+
+    Raises:
+        UserError: two hosts differ by more than MAX_CLOCK_SKEW_SECONDS.
+    """
+    earliest = min(of_hosts, key=lambda host: of_hosts[host])
+    latest = max(of_hosts, key=lambda host: of_hosts[host])
+    skew = of_hosts[latest] - of_hosts[earliest]
+    if skew > MAX_CLOCK_SKEW_SECONDS:
+        raise UserError(
+            f"the clock of {latest} is {skew:.0f} s ahead of that of {earliest}; have the hosts "
+            "synchronise their clocks (NTP)"
+        )
+
+
+@contextlib.contextmanager
+def reachable_ports(ip: str, job: str) -> Iterator[list[int]]:
+    """Listen on two ports of this host while other hosts try to reach it.
+
+    One port is from the range of the servers, one from that of the trainers, which the system
+    picks, since a firewall may treat them differently.
+    """
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for port in (find_free_ports(ip, 1, f"{job} reach"), 0):
+            listener = stack.enter_context(
+                socket.create_server((ip, port), backlog=1024, reuse_port=False)
+            )
+            ports.append(int(listener.getsockname()[1]))
+        yield ports
+
+
+def check_reach(own_host: str, targets: Mapping[str, tuple[str, Sequence[int]]]) -> None:
+    """Connect to the ports that each host listens on: `targets` maps a host to (ip, ports).
+
+    Raises:
+        UserError: a host cannot be reached.
+    """
+    for host, (ip, ports) in targets.items():
+        for port in ports:
+            try:
+                socket.create_connection((ip, port), timeout=REACH_SECONDS).close()
+            except OSError as error:
+                raise UserError(
+                    f"{own_host} cannot reach {host} at {ip}:{port} ({error.strerror or error}); "
+                    "name an interface that joins the hosts with --interface, or open the ports "
+                    f"{FIRST_PORT}-{LAST_PORT} and the ephemeral ones between them"
+                ) from error
+
+
+def shared_memory_need(parts: Parts, part: int) -> int:
+    """Bytes of shared memory that the servers of a part take: its graph and its node data."""
+    files = parts.manifest.files
+    return sum(files[f"part{part}/{name}"].bytes for name in ("graph.dgl", "node_feat.dgl"))
+
+
+def check_shared_memory(parts: Parts, hosted: Sequence[int]) -> None:
+    """Compare /dev/shm with what the parts `hosted` on this machine need.
+
+    Raises:
+        UserError: there is too little room.
+    """
+    need = sum(shared_memory_need(parts, part) for part in hosted)
+    status = os.statvfs(SHARED_MEMORY)
+    free = status.f_bavail * status.f_frsize
+    if need > free:
+        raise UserError(
+            f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free but part "
+            f"{', '.join(map(str, hosted))} needs {need / 2**20:.0f} MiB; free some, have it made "
+            "larger, or use more parts"
+        )
+
+
+def sweep_leftovers() -> list[str]:
+    """Remove shared-memory segments that earlier jobs of this user left; return their names.
+
+    A segment counts as left when no process has it mapped.
+    """
+    ours = (f"distsage.{os.getuid()}.", "sm_segment.", "vader_segment.")
+    mapped = _mapped_segments()
+    swept = []
+    for path in SHARED_MEMORY.iterdir():
+        if not path.name.startswith(ours) or path.name in mapped:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            # A segment of this second may be about to be mapped.
+            if status.st_uid == os.getuid() and time.time() - status.st_ctime > 2:
+                path.unlink()
+                swept.append(path.name)
+    return swept
+
+
+def _mapped_segments() -> set[str]:
+    """Names below /dev/shm that some process of this host has mapped."""
+    names = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            text = maps.read_text()
+        except OSError:  # ended meanwhile, or another user's
+            continue
+        for line in text.splitlines():
+            _, found, name = line.partition(f"{SHARED_MEMORY}/")
+            if found:
+                names.add(name.removesuffix(" (deleted)"))
+    return names
+
+
+def verify_part(parts: Parts, part: int) -> None:
+    """Compare a part's files, and those that all parts share, with the manifest.
+
+    Sizes come first, at once. Checksums are remembered per file (size, time of change, inode), so
+    that later runs of the same parts on this host read nothing again.
+
+    Raises:
+        UserError: a file is missing, truncated or changed.
+    """
+    parts.check_sizes(part)
+    known_file = _verified_file(parts)
+    try:
+        known = json.loads(known_file.read_text())
+    except (OSError, ValueError):
+        known = {}
+    stamps = {}
+    for name in parts.files_of(part):
+        status = (parts.path / name).stat()
+        stamp = [
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ino,
+            parts.manifest.files[name].sha256,
+        ]
+        stamps[name] = stamp
+        if known.get(name) != stamp:
+            parts.verify_file(name)
+    if any(known.get(name) != stamp for name, stamp in stamps.items()):
+        # A home directory that cannot be written costs time at the next run, nothing else.
+        with contextlib.suppress(OSError):
+            known_file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(known_file, known | stamps)
+
+
+def _verified_file(parts: Parts) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = hashlib.sha256(str(parts.path).encode()).hexdigest()[:16]
+    return cache / "distsage" / "verified" / f"{socket.gethostname()}-{key}.json"

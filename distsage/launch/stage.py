@@ -1,0 +1,90 @@
+"""Copies of a part on a host's own disk. Runs on the first rank of every host.
+
+A staged directory holds one part, the topology and the JSON files, which is all that a host reads.
+It is removed as soon as every rank of the host has opened what it needs: open and mapped files
+stay readable without a name, and vanish with the job, whatever ends it. A job that dies before
+that leaves a directory whose lock nobody holds; the next job sweeps it.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from distsage.errors import UserError
+from distsage.partition.parts import MANIFEST, Parts
+
+_LOCK = ".lock"
+
+
+def staged_path(stage: Path, job: str, host: int) -> Path:
+    """Where a host's copy lies."""
+    return stage / f"distsage-stage.{os.getuid()}.{job}.{host}"
+
+
+def stage_part(parts: Parts, part: int, target: Path) -> Parts:
+    """Copy a part and check every byte on the way; open the copy.
+
+    Raises:
+        UserError: the target cannot be written, has too little room, or a file is not the one in
+            the manifest.
+    """
+    names = parts.files_of(part)
+    need = sum(parts.manifest.files[name].bytes for name in names)
+    try:
+        target.mkdir(parents=True)
+        free = shutil.disk_usage(target).free
+    except OSError as error:
+        raise UserError(f"cannot write to --stage {target.parent}: {error.strerror}") from error
+    if need > free:
+        target.rmdir()
+        raise UserError(
+            f"--stage {target.parent} has {free / 2**20:.0f} MiB free but part {part} and the "
+            f"topology need {need / 2**20:.0f} MiB; name another directory, or leave --stage out"
+        )
+    try:
+        # Held until this process ends: tells sweepers that the job is alive.
+        lock = os.open(target / _LOCK, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in (MANIFEST, *names):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            checksum = _copy(parts.path / name, target / name)
+            if name in parts.manifest.files and checksum != parts.manifest.files[name].sha256:
+                raise UserError(
+                    f"{parts.path / name} is not the file in the manifest (its checksum differs); "
+                    "copy it again or partition the graph again"
+                )
+    except OSError as error:
+        shutil.rmtree(target, ignore_errors=True)
+        raise UserError(f"cannot stage {parts.path} to {target}: {error.strerror}") from error
+    except UserError:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return Parts.open(target)
+
+
+def _copy(source: Path, target: Path) -> str:
+    """Copy a file; return the checksum of what was read."""
+    digest = hashlib.sha256()
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        while chunk := reader.read(1 << 22):
+            digest.update(chunk)
+            writer.write(chunk)
+    return digest.hexdigest()
+
+
+def sweep_staged(stage: Path) -> list[str]:
+    """Remove copies that dead jobs of this user left in `stage`; return their names."""
+    swept = []
+    for directory in stage.glob(f"distsage-stage.{os.getuid()}.*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(directory / _LOCK, os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(lock)
+            shutil.rmtree(directory)
+            swept.append(directory.name)
+    return swept
