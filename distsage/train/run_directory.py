@@ -83,14 +83,14 @@ class RunDirectory:
             UserError: there is no model, or its files are damaged.
         """
         try:
-            description = json.loads((self.path / "model.json").read_text())
-            weights = safetensors.torch.load_file(self.path / "model.safetensors")
-        except FileNotFoundError as error:
+            description = json.loads((self.path / "model.json").read_bytes())
+            weights = safetensors.torch.load((self.path / "model.safetensors").read_bytes())
+        except OSError as error:
             raise UserError(
-                f"{self.path} holds no trained model ({Path(error.filename).name} is missing); "
-                "name the --run-dir of a run"
+                f"{self.path} holds no trained model (cannot read {Path(error.filename).name}: "
+                f"{error.strerror}); name the --run-dir of a run"
             ) from error
-        except (json.JSONDecodeError, safetensors.SafetensorError) as error:
+        except (ValueError, safetensors.SafetensorError) as error:
             raise UserError(f"the model in {self.path} is damaged: {error}") from error
         return description, weights
 
