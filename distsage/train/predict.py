@@ -1,0 +1,155 @@
+"""What a trained model says of every node, by original id. Runs on one machine, without MPI.
+
+Imports DGL only where the data lie in DGL's files.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import torch
+from torch import Tensor
+
+from distsage.config import PredictConfig
+from distsage.data.graph import Graph
+from distsage.errors import UserError
+from distsage.files import atomic_file
+from distsage.train.inference import infer
+from distsage.train.local import dense_features, load_parts, without_edges
+from distsage.train.model import GraphSAGE
+from distsage.train.run_directory import RunDirectory
+
+# Rows that are turned into a table at a time.
+_TABLE_ROWS = 1 << 18
+
+
+def predict(config: PredictConfig) -> None:
+    """Rebuild a run's model, apply it to all nodes and write the result; the file appears whole.
+
+    The neighbourhoods are whole, as in an evaluation; the rows are in the order of the original
+    ids. Computes on the CPU; holds two layers' rows of all nodes.
+
+    Raises:
+        UserError: there is no such run, its graph is not to be found or does not fit its model, or
+            the output cannot be written.
+    """
+    _check_output(config.output)
+    description, weights = RunDirectory(config.run_dir).load_model()
+    try:
+        model = GraphSAGE(**description["model"])
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"the model in {config.run_dir} is damaged: model.json and model.safetensors do not "
+            "belong together; train again"
+        ) from error
+    model.eval()
+    graph = _load_graph(config, description["config"])
+    for what, trained, found in (
+        ("features", model.shape["in_features"], graph.num_features),
+        ("classes", model.shape["num_classes"], graph.num_classes),
+    ):
+        if trained != found:
+            raise UserError(
+                f"the model in {config.run_dir} was trained on {trained} {what} but the graph "
+                f"{graph.name} has {found}; name the graph that it was trained on"
+            )
+    topology = graph.topology
+    if description["config"].get("ignore_edges"):
+        topology = without_edges(topology)
+    last = model.shape["num_layers"] - (config.what == "embeddings")
+    values = infer(model, topology, dense_features(graph), num_layers=last)
+    if config.what == "probabilities":
+        values = _probabilities(values, multilabel=description["task"] == "multilabel")
+    ids = np.arange(graph.num_nodes) if graph.original_ids is None else graph.original_ids
+    order = np.argsort(ids, kind="stable")
+    try:
+        _write(config.output, np.asarray(ids)[order], values.numpy()[order], config.what[0])
+    except OSError as error:
+        raise UserError(f"cannot write --output {config.output}: {error.strerror}") from error
+    print(f"{config.what} of {graph.num_nodes:,} nodes written to {config.output}")
+
+
+def _check_output(path: Path) -> None:
+    """See that `path` can be written, before the work."""
+    if path.is_dir():
+        raise UserError(f"--output {path} is a directory; name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {path}: there is no directory {path.parent}; make it first")
+
+
+def _load_graph(config: PredictConfig, trained: dict[str, Any]) -> Graph:
+    """The graph that the run was trained on, read as the run read it.
+
+    Args:
+        config: says where the graph lies now, if it has moved.
+        trained: the run's configuration: of `distsage train` or `distsage local`.
+    """
+    recorded = trained.get("parts") or trained.get("conf_file")
+    if recorded is not None and config.dataset is not None:
+        raise UserError(
+            f"the model in {config.run_dir} was trained on the parts {recorded}, not on a dataset; "
+            "name where they lie now with --parts"
+        )
+    parts = config.parts
+    if parts is None and recorded is not None:
+        parts = Path(recorded)
+        if not parts.exists():
+            raise UserError(
+                f"the parts that the model in {config.run_dir} was trained on, {parts}, are not "
+                "there; name where they lie now with --parts"
+            )
+    if parts is not None:
+        return load_parts(parts)[0]
+    from distsage.data.datasets import load_graph
+
+    root = trained["dataset_root"]
+    return load_graph(
+        config.dataset or trained["dataset"],
+        undirected=trained["undirected"],
+        split=trained["split"],
+        split_index=trained["split_index"],
+        feature_norm=trained["feature_norm"],
+        dataset_root=None if root is None else Path(root),
+        seed=trained["seed"],
+    )
+
+
+def _probabilities(logits: Tensor, multilabel: bool) -> Tensor:
+    """Of each class: they add up to 1, or with several labels per node each stands alone."""
+    return torch.sigmoid(logits) if multilabel else torch.softmax(logits, 1)
+
+
+def _write(path: Path, ids: np.ndarray, values: np.ndarray, prefix: str) -> None:
+    """Write ids `[N]` and values `[N, D]`: an .npz of the two, or a table of id, p0, p1, ..."""
+    with atomic_file(path) as stream:
+        if path.suffix == ".npz":
+            np.savez(stream, ids=ids, values=values)
+            return
+        names = ["id", *(f"{prefix}{column}" for column in range(values.shape[1]))]
+        id_type = pa.int64() if ids.dtype.kind == "i" else pa.string()
+        schema = pa.schema([("id", id_type), *((name, pa.float32()) for name in names[1:])])
+        if path.suffix == ".parquet":
+            with pa.parquet.ParquetWriter(stream, schema) as writer:
+                for batch in _batches(ids, values, schema):
+                    writer.write_batch(batch)
+            return
+        stream.write((",".join(names) + "\n").encode())  # pyarrow would quote the names
+        options = pa.csv.WriteOptions(include_header=False)
+        with pa.csv.CSVWriter(stream, schema, write_options=options) as writer:
+            for batch in _batches(ids, values, schema):
+                writer.write_batch(batch)
+
+
+def _batches(ids: np.ndarray, values: np.ndarray, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for start in range(0, len(ids), _TABLE_ROWS):
+        rows = slice(start, start + _TABLE_ROWS)
+        columns = [ids[rows], *np.ascontiguousarray(values[rows].T)]
+        yield pa.record_batch(
+            [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)],
+            schema=schema,
+        )

@@ -1,0 +1,275 @@
+"""Predictions by original id: against direct inference, the run's own scores, and errors."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from partition_graphs import random_directed
+
+from distsage.cli import main
+from distsage.config import LocalConfig, PredictConfig, TrainConfig
+from distsage.data.datasets import load_graph
+from distsage.data.graph import Graph
+from distsage.errors import UserError
+from distsage.partition.run import partition
+from distsage.train.inference import infer
+from distsage.train.local import dense_features, train, without_edges
+from distsage.train.model import GraphSAGE
+from distsage.train.predict import predict
+from distsage.train.run_directory import RunDirectory
+
+N = 60
+
+
+def write_run(path: Path, graph: Graph, config: object, **model_changes: int) -> GraphSAGE:
+    """A run directory as `distsage train` leaves it, with random weights."""
+    arguments = {"in_features": graph.num_features, "num_classes": graph.num_classes}
+    model = GraphSAGE(**arguments | model_changes, hidden=8, num_layers=2, dropout=0.5, seed=3)
+    run = RunDirectory.begin(path, config)
+    run.save_model(
+        model, {"model": model.shape, "task": graph.task, "config": vars(config), "graph": "g"}
+    )
+    return model
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Ids, values and column names of a written file."""
+    if path.suffix == ".npz":
+        loaded = np.load(path, allow_pickle=False)
+        assert loaded.files == ["ids", "values"]
+        return loaded["ids"], loaded["values"], []
+    if path.suffix == ".parquet":
+        table = pyarrow.parquet.read_table(path)
+        columns = [table[name].to_numpy() for name in table.column_names]
+        assert all(column.dtype == np.float32 for column in columns[1:])
+        return columns[0], np.stack(columns[1:], 1), table.column_names
+    with open(path, newline="") as stream:
+        names, *rows = csv.reader(stream)
+    ids = np.array([row[0] for row in rows])
+    return ids, np.array([row[1:] for row in rows], np.float32), names
+
+
+def layer(model: GraphSAGE, graph: Graph, index: int, h: np.ndarray) -> np.ndarray:
+    """`W [h_v | mean of h_u] + b`, densely."""
+    mean = np.zeros_like(h)
+    for v in range(graph.num_nodes):
+        sources = graph.topology.indices[graph.topology.indptr[v] : graph.topology.indptr[v + 1]]
+        if len(sources):
+            mean[v] = h[sources].mean(0)
+    weight, bias = model.layers[index].weight, model.layers[index].bias
+    return np.concatenate((h, mean), 1) @ weight.detach().numpy().T + bias.detach().numpy()
+
+
+ID_KINDS = {
+    "integers": np.random.default_rng(5).permutation(N) * 10 - 7,
+    "strings": np.array([f'gene "{v * 7 % N}", human' for v in range(N)]),
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz"])
+@pytest.mark.parametrize("kind", ID_KINDS)
+def test_parts_give_back_every_node_under_its_original_id(kind, suffix, tmp_path):
+    ids = ID_KINDS[kind]
+    graph = random_directed(N, 400, original_ids=ids)
+    parts = tmp_path / "parts"
+    partition(graph, 3, parts, method="random")
+    model = write_run(tmp_path / "run", graph, TrainConfig(parts=parts))
+    hidden = np.maximum(layer(model, graph, 0, graph.features), 0)
+    logits = layer(model, graph, 1, hidden)
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    expected = {
+        "probabilities": exponentials / exponentials.sum(1, keepdims=True),
+        "embeddings": hidden,
+    }
+    names = np.arange(N) if ids is None else ids
+    for what, values in expected.items():
+        output = tmp_path / f"{what}{suffix}"
+        predict(PredictConfig(run_dir=tmp_path / "run", output=output, what=what))
+        found_ids, found, columns = read(output)
+        order = np.argsort(names)
+        assert (
+            found_ids.tolist()
+            == (names[order].astype(str) if suffix == ".csv" else names[order]).tolist()
+        )
+        np.testing.assert_allclose(found, values[order], rtol=1e-4, atol=1e-5)
+        if columns:
+            assert columns == ["id", *(f"{what[0]}{j}" for j in range(values.shape[1]))]
+    assert not list(tmp_path.glob(".*"))  # no temporary file stays
+
+
+def test_several_labels_per_node_have_probabilities_of_their_own(tmp_path):
+    labels = np.random.default_rng(1).integers(0, 2, (N, 5)).astype(np.float32)
+    graph = random_directed(N, 400, labels=labels, num_classes=5)
+    partition(graph, 2, tmp_path / "parts", method="random")
+    config = TrainConfig(conf_file=tmp_path / "parts" / "small.json")
+    model = write_run(tmp_path / "run", graph, config)
+    predict(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "p.npz"))
+    logits = infer(model, graph.topology, dense_features(graph)).double().numpy()
+    expected = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(read(tmp_path / "p.npz")[1], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("ignore_edges", [False, True])
+def test_a_local_runs_predictions_have_its_test_accuracy(ignore_edges, tmp_path):
+    config = LocalConfig(
+        run_dir=tmp_path / "run",
+        dataset="synthetic:1500:8",
+        num_epochs=3,
+        eval_every=1,
+        num_hidden=16,
+        fan_out="5,5",
+        batch_size=50,
+        num_workers=0,
+        split="0.5/0.2/0.2",
+        seed=4,
+        ignore_edges=ignore_edges,
+    )
+    train(config)
+    predict(PredictConfig(run_dir=config.run_dir, output=tmp_path / "p.npz"))
+    ids, probabilities, _ = read(tmp_path / "p.npz")
+    graph = load_graph("synthetic:1500:8", split="0.5/0.2/0.2", seed=4)
+    assert ids.tolist() == list(range(1500))
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    right = probabilities.argmax(1) == graph.labels
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert right[graph.test_mask].mean() == pytest.approx(summary["test"]["accuracy"], abs=1e-9)
+
+    description, weights = RunDirectory(config.run_dir).load_model()
+    model = GraphSAGE(**description["model"])
+    model.load_state_dict(weights)
+    topology = without_edges(graph.topology) if ignore_edges else graph.topology
+    logits = infer(model, topology, dense_features(graph))
+    np.testing.assert_array_equal(probabilities, torch.softmax(logits, 1).numpy())
+
+
+def test_parts_and_datasets_that_have_moved(tmp_path):
+    graph = random_directed(N, 400)
+    partition(graph, 2, tmp_path / "parts", method="random")
+    write_run(tmp_path / "run", graph, TrainConfig(parts=tmp_path / "parts"))
+    predict(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "before.csv"))
+    shutil.move(tmp_path / "parts", tmp_path / "moved")
+    with pytest.raises(UserError, match="name where they lie now with --parts"):
+        predict(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "after.csv"))
+    moved = {"parts": tmp_path / "moved"}
+    predict(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "after.csv", **moved))
+    assert (tmp_path / "before.csv").read_bytes() == (tmp_path / "after.csv").read_bytes()
+    with pytest.raises(UserError, match="not on a dataset"):
+        predict(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "x.csv", dataset="cora"))
+
+    source = np.stack([np.repeat(np.arange(N), 2), (np.arange(2 * N) * 7) % N])
+    for name in ("old.npz", "new.npz"):
+        np.savez(
+            tmp_path / name,
+            num_nodes=N,
+            edge_src=source[0],
+            edge_dst=source[1],
+            features=graph.features,
+            labels=graph.labels,
+            train_mask=graph.train_mask,
+            val_mask=graph.val_mask,
+            test_mask=graph.test_mask,
+        )
+    config = LocalConfig(dataset=str(tmp_path / "old.npz"), dataset_root=tmp_path)
+    write_run(tmp_path / "local", graph, config)
+    predict(PredictConfig(run_dir=tmp_path / "local", output=tmp_path / "old.csv"))
+    (tmp_path / "old.npz").unlink()
+    with pytest.raises(UserError, match="there is no file or directory"):
+        predict(PredictConfig(run_dir=tmp_path / "local", output=tmp_path / "new.csv"))
+    new = {"dataset": str(tmp_path / "new.npz")}
+    predict(PredictConfig(run_dir=tmp_path / "local", output=tmp_path / "new.csv", **new))
+    assert (tmp_path / "old.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
+
+
+@pytest.fixture
+def trained(tmp_path):
+    graph = random_directed(N, 400)
+    partition(graph, 2, tmp_path / "parts", method="random")
+    write_run(tmp_path / "run", graph, TrainConfig(parts=tmp_path / "parts"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("changes", [{"in_features": 3}, {"num_classes": 7}])
+def test_a_model_of_another_graph_is_refused(trained, changes):
+    graph = random_directed(N, 400)
+    write_run(trained / "other", graph, TrainConfig(parts=trained / "parts"), **changes)
+    what = "features" if "in_features" in changes else "classes"
+    number = next(iter(changes.values()))
+    with pytest.raises(UserError, match=f"was trained on {number} {what} but the graph small has"):
+        predict(PredictConfig(run_dir=trained / "other", output=trained / "p.csv"))
+    assert not (trained / "p.csv").exists()
+
+
+def damage_weights(run: Path) -> None:
+    (run / "model.safetensors").write_bytes(b"not weights")
+
+
+def truncate_description(run: Path) -> None:
+    (run / "model.json").write_text('{"model": ')
+
+
+def forget_the_model(run: Path) -> None:
+    (run / "model.json").write_text("{}")
+
+
+def exchange_the_model(run: Path) -> None:
+    description = json.loads((run / "model.json").read_text())
+    description["model"]["hidden"] = 9
+    (run / "model.json").write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (shutil.rmtree, "holds no trained model .cannot read model.json"),
+        (lambda run: (run / "model.safetensors").unlink(), "cannot read model.safetensors"),
+        (damage_weights, "is damaged"),
+        (truncate_description, "is damaged"),
+        (forget_the_model, "do not belong together"),
+        (exchange_the_model, "do not belong together"),
+    ],
+)
+def test_runs_that_cannot_be_used(trained, damage, sentence):
+    damage(trained / "run")
+    with pytest.raises(UserError, match=sentence):
+        predict(PredictConfig(run_dir=trained / "run", output=trained / "p.csv"))
+
+
+def test_outputs_that_cannot_be_written(trained, capsys):
+    (trained / "taken.csv").mkdir()
+    for output, sentence in (
+        ("taken.csv", "is a directory"),
+        ("nowhere/p.csv", "there is no directory"),
+        ("p.txt", "ends in none of .csv, .parquet and .npz"),
+    ):
+        with pytest.raises(SystemExit) as leaving:
+            main(["predict", "--run-dir", f"{trained}/run", "--output", str(trained / output)])
+        assert leaving.value.code == 2
+        printed = capsys.readouterr().err
+        assert sentence in printed
+        assert len(printed.splitlines()) == 1
+
+
+def test_a_full_disk_leaves_the_older_file(trained, monkeypatch):
+    output = trained / "p.parquet"
+    predict(PredictConfig(run_dir=trained / "run", output=output))
+    before = output.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetWriter, "write_batch", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        predict(PredictConfig(run_dir=trained / "run", output=output, what="embeddings"))
+    assert output.read_bytes() == before
+    assert not list(trained.glob(".*"))
+
+
+def test_one_graph_only():
+    with pytest.raises(UserError, match="give --parts or --dataset, not both"):
+        PredictConfig(run_dir=Path("r"), output=Path("p.csv"), parts=Path("parts"), dataset="cora")
