@@ -12,7 +12,8 @@ from torch import Tensor
 
 from distsage.data.graph import Topology
 from distsage.train.features import InputLayer
-from distsage.train.model import GraphSAGE, input_self_and_mean
+from distsage.train.layers import input_self_and_mean
+from distsage.train.model import GraphSAGE
 
 _CHUNK_BYTES = 32 * 2**20
 """How much one chunk's input to the matrix product may take."""

@@ -2,7 +2,7 @@
 
 Runs on trainer ranks and in the local run. All take numpy arrays (views of tensors; bfloat16 as
 uint16, float16 as int16), release the GIL, and handle a range of rows, so that the callers in
-`distsage.train.model` can divide the work between threads. The inner loops take 64 columns at a
+`distsage.train.layers` can divide the work between threads. The inner loops take 64 columns at a
 time, in four vectors.
 """
 
@@ -86,7 +86,7 @@ def relu_dropout(
     """In place on rows [begin, end) of h: `max(h, 0) * scale`, or 0 where the hash says drop.
 
     Row i has the key `draw(key, i)` and an element is dropped when its hash (`drop16`) is below
-    `threshold`. `distsage.train.model` has the same as tensor operations, for other devices.
+    `threshold`. `distsage.train.layers` has the same as tensor operations, for other devices.
     """
     width = h.shape[1]
     threshold32 = np.uint32(threshold)
@@ -130,7 +130,7 @@ def transpose(
 
 
 @compiled
-def hidden_self_and_mean_backward(
+def hidden_layer_backward(
     grad_z: np.ndarray,
     h: np.ndarray,
     grad_out: np.ndarray,
@@ -138,18 +138,19 @@ def hidden_self_and_mean_backward(
     dst: np.ndarray,
     weight: np.ndarray,
     scale: float,
+    offset: int,
     begin: int,
     end: int,
 ) -> None:
-    """Rows [begin, end) of grad_z `[num_src, H]`, through mean, dropout and ReLU in one pass.
+    """Gradient before ReLU of the rows [begin, end), through mean, dropout and ReLU in one pass.
 
     Args:
-        grad_z: to fill.
+        grad_z: `[., H]`, to fill; its row 0 is for row `offset`.
         h: the activations `[num_src, H]`; gradient passes where they are positive.
         grad_out: `[num_dst, 2H]`.
         begin_of, dst, weight: from `transpose`.
         scale: what dropout multiplied the kept elements by.
-        begin, end: the rows.
+        offset, begin, end: the rows.
     """
     width = h.shape[1]
     grad_self = grad_out[:, :width]
@@ -159,7 +160,7 @@ def hidden_self_and_mean_backward(
         first = begin_of[s]
         last = begin_of[s + 1]
         gate = row(h, s)
-        to = row(grad_z, s)
+        to = row(grad_z, s - offset)
         for c in range(0, width, 4 * LANES):
             if s < len(grad_out):
                 source = row(grad_self, s)
@@ -187,3 +188,25 @@ def hidden_self_and_mean_backward(
             store16(grad_z, to, c + LANES, a1)
             store16(grad_z, to, c + 2 * LANES, a2)
             store16(grad_z, to, c + 3 * LANES, a3)
+
+
+@compiled
+def column_sums(out: np.ndarray, rows: np.ndarray, count: int) -> None:
+    """Fill out, float32 `[1, H]`, with the sum of the first rows of `[., H]`."""
+    width = rows.shape[1]
+    to = row(out, 0)
+    for c in range(0, width, 4 * LANES):
+        a0 = zeros16()
+        a1 = zeros16()
+        a2 = zeros16()
+        a3 = zeros16()
+        for s in range(count):
+            source = row(rows, s)
+            a0 = add16(a0, load16(rows, source, c))
+            a1 = add16(a1, load16(rows, source, c + LANES))
+            a2 = add16(a2, load16(rows, source, c + 2 * LANES))
+            a3 = add16(a3, load16(rows, source, c + 3 * LANES))
+        store16(out, to, c, a0)
+        store16(out, to, c + LANES, a1)
+        store16(out, to, c + 2 * LANES, a2)
+        store16(out, to, c + 3 * LANES, a3)

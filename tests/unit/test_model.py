@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from distsage.train import layers
 from distsage.train.features import Block, blocks_of, gathered_input, local_input
-from distsage.train.model import (
-    GraphSAGE,
-    _hash32,
-    hidden_self_and_mean,
-    input_self_and_mean,
-)
+from distsage.train.layers import _hash32, hidden_layer, input_self_and_mean
+from distsage.train.model import GraphSAGE
 from distsage.train.rng import Purpose, stream_key
 from distsage.train.sampler import Sampler
 from tests.unit.graphs import key_of, random_topology
@@ -32,7 +29,13 @@ def relu_dropout(z: torch.Tensor, p: float, key: np.uint64) -> torch.Tensor:
     no_edges = Block(
         torch.zeros(len(z) + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int32), len(z)
     )
-    return hidden_self_and_mean(z * 1.0, no_edges, p, key)[:, : z.shape[1]]
+    return hidden(z, no_edges, p, key)[:, : z.shape[1]]
+
+
+def hidden(z: torch.Tensor, block: Block, p: float, key: np.uint64) -> torch.Tensor:
+    """`hidden_layer` with the identity for a weight."""
+    width = z.shape[1]
+    return hidden_layer(z, torch.eye(width), torch.zeros(width), block, p, key)
 
 
 def features(width: int) -> torch.Tensor:
@@ -115,29 +118,37 @@ def test_logits_equal_dense_numpy():
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.parametrize("by_kernels", [True, False])
 @pytest.mark.parametrize("width", [3, 16, 20, 64, 100, 256])
-def test_hidden_step_and_its_gradient_against_dense_operations(p, width):
+def test_hidden_layer_and_its_gradient_against_dense_operations(p, width, by_kernels, monkeypatch):
+    monkeypatch.setattr(layers, "_by_kernels", lambda _: by_kernels)
+    monkeypatch.setattr(layers, "_ROWS_AT_ONCE", 17)
     csc = sampled(2, 15).blocks[0]
     adjacency = torch.zeros(csc.num_dst, csc.num_src)
     for v in range(csc.num_dst):
         src = csc.indices[csc.indptr[v] : csc.indptr[v + 1]].astype(int)
         adjacency[v, src] = 1 / max(len(src), 1)
-    z = torch.randn(csc.num_src, width, generator=torch.Generator().manual_seed(1))
-    keep = _hash32(z, np.uint64(4)) >= round(p * 2**32)
-    a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
-    h = torch.relu(a) * keep / (1 - p)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(csc.num_src, 30, generator=generator)
+    parameters = torch.randn(width, 30, generator=generator), torch.randn(width)
+    keep = _hash32(torch.empty(csc.num_src, width), np.uint64(4)) >= round(p * 2**32)
+    ours = [t.clone().requires_grad_() for t in (x, *parameters)]
+    dense = [t.clone().requires_grad_() for t in (x, *parameters)]
+
+    h = torch.relu(dense[0] @ dense[1].t() + dense[2]) * keep / (1 - p)
     expected = torch.cat((h[: csc.num_dst], adjacency @ h), 1)
-    result = hidden_self_and_mean(b * 1.0, Block.from_csc(csc), p, np.uint64(4))
-    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    result = hidden_layer(*ours, Block.from_csc(csc), p, np.uint64(4))
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
     weighted_sum(expected).backward()
     weighted_sum(result).backward()
-    torch.testing.assert_close(b.grad, a.grad, rtol=1e-5, atol=1e-5)
+    for a, b in zip(ours, dense, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-3)
 
 
 def test_source_without_an_edge_has_no_gradient():
     indptr, indices = torch.tensor([0, 1]), torch.tensor([2], dtype=torch.int32)
     z = torch.ones(4, 3, requires_grad=True)
-    hidden_self_and_mean(z * 1.0, Block(indptr, indices, 4), 0.0, np.uint64(4)).sum().backward()
+    hidden(z, Block(indptr, indices, 4), 0.0, np.uint64(4)).sum().backward()
     assert z.grad.sum(1).tolist() == [3, 0, 3, 0]
 
 

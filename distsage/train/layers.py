@@ -1,0 +1,235 @@
+"""What the model computes between its parameters: on the CPU by our kernels, elsewhere by torch.
+
+Runs on trainer ranks, in the local run and in inference. Every function has two implementations of
+the same maths, masks of dropout included: kernels on numpy views for the CPU, tensor operations for
+other devices.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distsage.train import kernels
+from distsage.train.features import Block, InputLayer
+
+_ROWS_AT_ONCE = 1024
+"""Rows per thread of a gradient that is used while it is in the cache; 512 to 4096 are alike."""
+
+
+def input_self_and_mean(inputs: InputLayer, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Layer 1's `[x_v | mean of x_u]`, `[n1, 2F]` of the given dtype, without gradient."""
+    if _by_kernels(inputs.slots):
+        assert all(t.is_contiguous() for t in inputs.tables), "the kernel takes contiguous tables"
+        out = torch.empty(len(inputs.dst_slots), 2 * inputs.tables[0].shape[1], dtype=dtype)
+        edges = inputs.indptr.numpy(), inputs.slots.numpy(), inputs.dst_slots.numpy()
+        _gather(out, *edges, inputs.tables)
+        return out
+    (table,) = inputs.tables
+    mean = _mean(table, inputs.indptr, inputs.slots)
+    return torch.cat((table[inputs.dst_slots], mean), 1).to(dtype)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`x weight' + bias` in the precision of x, `[n, out]`; gradients of parameters are float32."""
+    return _Linear.apply(x, weight, bias)
+
+
+def hidden_layer(
+    x: Tensor, weight: Tensor, bias: Tensor, block: Block, p: float, key: np.uint64
+) -> Tensor:
+    """One layer but the last, and what the next aggregates: `[h_v | mean of h_u]`.
+
+    h = dropout(ReLU(x weight' + bias)). One function, because the gradient before ReLU need never
+    be in memory as a whole: it is made, and multiplied into the gradient of the weight, a thousand
+    rows at a time.
+
+    Args:
+        x: `[num_src, 2 * in]`.
+        weight: float32 `[H, 2 * in]`.
+        bias: float32 `[H]`.
+        block: the edges of the next layer.
+        p: probability in [0, 1) that an element of h is dropped; the others are scaled by
+            1 / (1 - p).
+        key: names the mask, which is a pure function of it.
+
+    Returns:
+        `[num_dst, 2H]` in the precision of x.
+    """
+    return _HiddenLayer.apply(x, weight, bias, block.indptr, block.indices, p, key)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        weight = weight.to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        return _affine(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        return grad_x, (grad.t() @ x).float(), grad.sum(0, dtype=torch.float32)
+
+
+class _HiddenLayer(torch.autograd.Function):
+    """Saves h alone of the activation: an element passes gradient exactly where it is positive."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        indptr: Tensor,
+        indices: Tensor,
+        p: float,
+        key: np.uint64,
+    ) -> Tensor:
+        weight = weight.to(x.dtype)
+        h = _affine(x, weight, bias)
+        ctx.scale = 1.0 / (1.0 - p)
+        threshold = round(p * 2**32)
+        num_dst = len(indptr) - 1
+        if _by_kernels(h):
+            rows = _array(h)
+            _in_threads(
+                len(h), lambda a, b: kernels.relu_dropout(rows, threshold, ctx.scale, key, a, b)
+            )
+            out = h.new_empty(num_dst, 2 * h.shape[1])
+            dst = np.arange(num_dst, dtype=np.int32)
+            _gather(out, indptr.numpy(), indices.numpy(), dst, (h,))
+        else:
+            h.clamp_(min=0).mul_((_hash32(h, key) >= threshold) * ctx.scale)
+            out = torch.cat((h[:num_dst], _mean(h, indptr, indices)), 1)
+        ctx.save_for_backward(x, weight, h, indptr, indices)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, h, indptr, indices = ctx.saved_tensors
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_bias = torch.zeros(len(weight), device=x.device)
+        pieces = _grad_z_by_kernels if _by_kernels(h) else _grad_z_by_torch
+        for rows, grad_z, column_sums in pieces(h, grad, indptr, indices, ctx.scale):
+            grad_weight += grad_z.t() @ x[rows]
+            grad_bias += column_sums
+            if grad_x is not None:
+                torch.mm(grad_z, weight, out=grad_x[rows])
+        return grad_x, grad_weight, grad_bias, None, None, None, None
+
+
+def _grad_z_by_kernels(
+    h: Tensor, grad: Tensor, indptr: Tensor, indices: Tensor, scale: float
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(rows, their gradient before ReLU, its sum over them), again and again in the same memory."""
+    rows_at_once = _ROWS_AT_ONCE * torch.get_num_threads()
+    buffer = h.new_empty(min(rows_at_once, len(h)), h.shape[1])
+    column_sums = torch.empty(1, h.shape[1])
+    edges = kernels.transpose(indptr.numpy(), indices.numpy(), len(h))
+    arrays = (_array(buffer), _array(h), _array(grad.contiguous()), *edges)
+    for first in range(0, len(h), rows_at_once):
+        count = min(rows_at_once, len(h) - first)
+
+        def fill(a: int, b: int, first: int = first) -> None:
+            kernels.hidden_layer_backward(*arrays, scale, first, first + a, first + b)
+
+        _in_threads(count, fill)
+        kernels.column_sums(column_sums.numpy(), arrays[0], count)
+        yield slice(first, first + count), buffer[:count], column_sums[0]
+
+
+def _grad_z_by_torch(
+    h: Tensor, grad: Tensor, indptr: Tensor, indices: Tensor, scale: float
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The same in one piece."""
+    num_dst, width = len(grad), h.shape[1]
+    degree = indptr.diff()
+    grad_mean = grad[:, width:] / degree.clamp(min=1)[:, None]
+    grad_z = torch.zeros_like(h)
+    grad_z[:num_dst] = grad[:, :width]
+    grad_z.index_add_(0, indices, grad_mean.repeat_interleave(degree, 0))
+    grad_z.mul_((h > 0) * scale)
+    yield slice(0, len(h)), grad_z, grad_z.sum(0, dtype=torch.float32)
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`x weight' + bias`. On the CPU by oneDNN, which is faster here than the BLAS of `addmm`."""
+    bias = bias.to(x.dtype)
+    if x.device.type == "cpu" and torch.backends.mkldnn.is_available() and len(x):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return nn.functional.linear(x, weight, bias)
+
+
+def _hash32(h: Tensor, key: np.uint64) -> Tensor:
+    """The hash of `kernels.relu_dropout` for every element: int64 `[n, H]` in [0, 2**32)."""
+    rows = np.arange(1, len(h) + 1, dtype=np.uint64)
+    x = np.uint64(key) + rows * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = x ^ (x >> np.uint64(31))
+    low = torch.from_numpy((x & np.uint64(0xFFFFFFFF)).astype(np.int64)).to(h.device)[:, None]
+    high = torch.from_numpy((x >> np.uint64(32)).astype(np.int64)).to(h.device)[:, None]
+    mask = 0xFFFFFFFF
+    k = torch.arange(h.shape[1], device=h.device)
+    y = (k * 0x9E3779B9 & mask) + low & mask
+    y = ((y ^ (y >> 16)) * 0x7FEB352D & mask) ^ high
+    y = (y ^ (y >> 15)) * 0x846CA68B & mask
+    return y ^ (y >> 16)
+
+
+def _mean(table: Tensor, indptr: Tensor, slots: Tensor) -> Tensor:
+    """Mean of the edges' rows per destination, `[n, width]`; 0 where there is no edge."""
+    return nn.functional.embedding_bag(
+        slots, table, indptr.to(slots.dtype), mode="mean", include_last_offset=True
+    )
+
+
+def _gather(
+    out: Tensor,
+    indptr: np.ndarray,
+    slots: np.ndarray,
+    dst_slots: np.ndarray,
+    tables: tuple[Tensor, ...],
+) -> None:
+    """`kernels.gather_self_and_mean` for all rows of out, from one to three tables."""
+    arrays = [_array(t) for t in tables]
+    arrays += [arrays[0][:0]] * (3 - len(arrays))
+    edges = (_array(out), indptr, slots, dst_slots)
+    _in_threads(len(dst_slots), lambda a, b: kernels.gather_self_and_mean(*edges, *arrays, a, b))
+
+
+def _by_kernels(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A tensor's memory as `distsage.train.vectors` takes it: half precisions as integers."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.float32:
+        return tensor.numpy()
+    bits = tensor.view(torch.int16).numpy()
+    return bits.view(np.uint16) if tensor.dtype == torch.bfloat16 else bits
+
+
+def _in_threads(count: int, kernel: Callable[[int, int], None], least: int = 256) -> None:
+    """Run kernel(begin, end) over [0, count), one piece of at least `least` per torch thread."""
+    pieces = min(torch.get_num_threads(), math.ceil(count / least))
+    if pieces <= 1:
+        kernel(0, count)
+        return
+    bounds = [count * i // pieces for i in range(pieces + 1)]
+    list(_pool().map(kernel, bounds[:-1], bounds[1:]))
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "kernel")
