@@ -190,6 +190,7 @@ class _Watcher:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self.selector.register(wake_read, selectors.EVENT_READ, self._on_signal)
         self.selector.register(self.channel, selectors.EVENT_READ, self._on_channel)
+        self._reap()  # a rank that ended before this process listened for its end
         next_beat = 0.0
         while True:
             for key, _ in self.selector.select(0.25):

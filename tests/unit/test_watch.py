@@ -1,0 +1,124 @@
+"""Watchers: every way to end a rank ends the job, with one line that names the right one."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("watched_program.py")
+
+
+def run_ring(directory, behaviours):
+    """Run one process per behaviour; return (statuses, what all of them printed)."""
+    root = PROGRAM.parents[2]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, PROGRAM, str(rank), str(len(behaviours)), directory, behaviour],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        for rank, behaviour in enumerate(behaviours)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=45)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [rank.returncode for rank in ranks], "".join(outputs)
+
+
+def no_rank_survives(directory):
+    """The ranks (children of the watchers) end with their watchers."""
+    pids = [int(path.read_text().split()[1]) for path in directory.glob("port-?")]
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_ring_of_good_ranks_ends_well(tmp_path, size):
+    statuses, output = run_ring(tmp_path, ["good"] * size)
+    assert statuses == [0] * size
+    assert output == ""
+    assert not (tmp_path / "note").exists()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "others", "line", "status"),
+    [
+        ("raise", "wait", "rank 1 (trainer on host1): RuntimeError: out of luck", 1),
+        ("mistake", "wait", "rank 1 (trainer on host1): no such thing; name another", 2),
+        ("exit", "wait", "rank 1 (trainer on host1): exit status 7", 7),
+        ("abort", "wait", "rank 1 (trainer on host1): killed by SIGABRT", 134),
+        ("kill-watcher", "wait", "rank 1 (trainer on host1): its watcher was killed", -9),
+        ("terminate-watcher", "wait", "rank 1 (trainer on host1): ended by SIGTERM", 143),
+        ("stop", "wait", "rank 1 (trainer on host1): stopped by a signal while training", 1),
+        ("stuck", "wait", "rank 1 (trainer on host1): no progress for 3 s (training)", 1),
+        ("stuck", "idle", "rank 1 (trainer on host1): no progress for 3 s (training)", 1),
+    ],
+)
+def test_the_job_ends_with_one_line_that_names_the_cause(
+    tmp_path, behaviour, others, line, status
+):
+    statuses, output = run_ring(tmp_path, [others, behaviour, others])
+    lines = [text for text in output.splitlines() if text.startswith("distsage: ")]
+    assert lines == [f"distsage: {line}"]
+    assert (tmp_path / "note").read_text() == f"{line}\n"
+    assert statuses[1] == status
+    assert 0 not in statuses
+    assert no_rank_survives(tmp_path)
+
+
+def test_a_stopped_watcher_is_missed_by_the_next_one(tmp_path):
+    # The stopped process is killed by run_ring; the others must not wait for it.
+    root = PROGRAM.parents[2]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, PROGRAM, str(rank), "3", tmp_path, behaviour],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        for rank, behaviour in enumerate(["idle", "stop-watcher", "idle"])
+    ]
+    try:
+        output = ranks[2].communicate(timeout=45)[1] + ranks[0].communicate(timeout=45)[1]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert "distsage: rank 1 (trainer on host1): no sign of life for 10 s" in output
+    assert output.count("distsage: ") == 1
+
+
+def test_a_stuck_rank_leaves_everybodys_stack_in_the_logs(tmp_path):
+    run_ring(tmp_path, ["wait", "stuck", "wait"])
+    for rank in range(3):
+        log = (tmp_path / f"rank-{rank}.txt").read_text()
+        assert "watched_program.py" in log, f"rank {rank} left no stack"
+
+
+def test_a_traceback_is_printed_once(tmp_path):
+    _, output = run_ring(tmp_path, ["wait", "raise", "wait"])
+    assert output.count("Traceback") == 1
+    assert output.count("RuntimeError: out of luck") == 2  # in the traceback, and in the line
+
+
+def test_a_rank_that_never_joins_is_named(tmp_path):
+    code = (
+        "import time; from distsage.launch.watch import run_watched; "
+        "run_watched(lambda watched: (watched.mark('joining MPI'), time.sleep(60)), 1.0)"
+    )
+    started = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=45
+    )
+    assert started.returncode == 1
+    assert "did not come up within 1 s (joining MPI)" in started.stderr

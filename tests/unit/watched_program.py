@@ -1,0 +1,68 @@
+"""One rank of a ring without MPI: `watched_program.py RANK SIZE DIRECTORY BEHAVIOUR`."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from distsage.errors import UserError
+from distsage.launch.watch import Ring, State, Watched, run_watched
+
+
+def main(watched: Watched) -> None:
+    rank, size, directory, behaviour = (
+        int(sys.argv[1]),
+        int(sys.argv[2]),
+        Path(sys.argv[3]),
+        sys.argv[4],
+    )
+    (directory / f"port-{rank}.tmp").write_text(f"{watched.port} {os.getpid()} {os.getppid()}")
+    os.rename(directory / f"port-{rank}.tmp", directory / f"port-{rank}")
+    ports = []
+    for other in range(size):
+        while not (directory / f"port-{other}").exists():
+            time.sleep(0.01)
+        ports.append(int((directory / f"port-{other}").read_text().split()[0]))
+    watched.join(
+        Ring(
+            rank=rank,
+            labels=[f"rank {r} (trainer on host{r})" for r in range(size)],
+            addresses=[("127.0.0.1", port) for port in ports],
+            token="t",
+            note=str(directory / "note"),
+            log_directory=str(directory),
+            stall_timeout=3.0,
+        )
+    )
+    watched.mark("training")
+    if behaviour == "raise":
+        raise RuntimeError("out of luck")
+    if behaviour == "mistake":
+        raise UserError("no such thing; name another")
+    if behaviour == "exit":
+        os._exit(7)
+    if behaviour == "abort":
+        os.abort()
+    if behaviour.endswith("watcher"):
+        time.sleep(1.5)  # the ring is closed by then
+    if behaviour == "kill-watcher":
+        os.kill(os.getppid(), signal.SIGKILL)
+    if behaviour == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if behaviour == "stop-watcher":
+        os.kill(os.getppid(), signal.SIGSTOP)
+    if behaviour == "terminate-watcher":
+        os.kill(os.getppid(), signal.SIGTERM)
+    if behaviour == "wait":
+        watched.mark("waiting for the others", State.WAITING)
+        time.sleep(60)
+    if behaviour == "idle":
+        watched.mark("serving", State.IDLE)
+        time.sleep(60)
+    if behaviour in ("stuck", "stop", "kill-watcher", "stop-watcher", "terminate-watcher"):
+        time.sleep(60)
+
+
+if __name__ == "__main__":
+    run_watched(main, 10.0)
