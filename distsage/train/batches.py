@@ -15,7 +15,7 @@ from distsage.train.features import Block, InputLayer
 Task = TypeVar("Task")
 Prepared = TypeVar("Prepared")
 
-# How many batches a worker may be ahead; bounds the memory that they take.
+# How many batches each worker may be ahead of the one that is computed; bounds their memory.
 _AHEAD = 2
 
 
@@ -81,7 +81,7 @@ def prepare_ahead(
     try:
         for task in remaining:
             pending.append(workers.submit(prepare, task))
-            if len(pending) >= _AHEAD * num_workers:
+            if len(pending) > _AHEAD * num_workers:
                 yield pending.popleft().result(timeout)
         while pending:
             yield pending.popleft().result(timeout)

@@ -124,6 +124,7 @@ class SlotMap:
         assert self.num_kept <= np.iinfo(np.int32).max - num_nodes, "slots are int32"
         self._slot = np.full(num_nodes, -1, np.int32)
         self._slot[cached_gid] = np.arange(hi - lo, self.num_kept, dtype=np.int32)
+        self._seen = np.zeros(self.num_kept // 64 + 1, np.uint64)
 
     def split(self, src_gid: np.ndarray, dst_gid: np.ndarray) -> "SlotSplit":
         """Slots of a batch's sources `[nnz]` and destinations `[n1]`, and the rows that miss."""
@@ -137,6 +138,7 @@ class SlotMap:
             self.hi,
             self.num_kept,
             self._slot,
+            self._seen,
             slots,
             dst_slots,
             missed_gid,
@@ -152,7 +154,7 @@ class SlotSplit:
         slots: int32 `[nnz]`.
         dst_slots: int32 `[n1]`.
         missed_gid: int64 `[m]`, distinct; row j of the third table is that of missed_gid[j].
-        num_own, num_cached: how many slots, repeated ones counted, are own and cached rows.
+        num_own, num_cached: how many distinct rows are own ones and cached ones.
     """
 
     slots: np.ndarray
@@ -171,6 +173,23 @@ class SlotSplit:
             torch.from_numpy(self.dst_slots),
         )
 
+    def gather(self, tables: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """The rows of `slots` in one table `[nnz, F]`, in pinned memory where there is a GPU."""
+        assert len(tables[2]) == len(self.missed_gid)
+        rows = torch.empty(
+            len(self.slots),
+            tables[0].shape[1],
+            dtype=tables[0].dtype,
+            pin_memory=torch.cuda.is_available(),
+        )
+        slots = torch.from_numpy(self.slots)
+        begin = 0
+        for table in tables:
+            is_here = (slots >= begin) & (slots < begin + len(table))
+            rows[is_here] = table[slots[is_here] - begin]
+            begin += len(table)
+        return rows
+
 
 @compiled
 def _split(
@@ -180,30 +199,41 @@ def _split(
     hi: int,
     num_kept: int,
     slot: np.ndarray,
+    seen: np.ndarray,
     slots: np.ndarray,
     dst_slots: np.ndarray,
     missed_gid: np.ndarray,
 ) -> tuple[int, int, int]:
-    """Fill slots, dst_slots and the beginning of missed_gid; return (missed, own, cached)."""
+    """Fill slots, dst_slots and the beginning of missed_gid; return (missed, own, cached).
+
+    `slot` `[N]` has the slots of cached nodes and is -1 elsewhere, `seen` is a bit set of num_kept
+    zeros, before and after.
+    """
     num_missed = 0
     num_own = 0
     num_cached = 0
     for gids, out in ((dst_gid, dst_slots), (src_gid, slots)):
         for e in range(len(gids)):
             v = gids[e]
-            if lo <= v < hi:
-                out[e] = v - lo
-                num_own += 1
-                continue
-            s = slot[v]
+            s = v - lo if lo <= v < hi else slot[v]
             if s < 0:
                 s = num_kept + num_missed
                 slot[v] = s
                 missed_gid[num_missed] = v
                 num_missed += 1
             elif s < num_kept:
-                num_cached += 1
+                bit = np.uint64(1) << np.uint64(s & 63)
+                if not seen[s >> 6] & bit:
+                    seen[s >> 6] |= bit
+                    if s < hi - lo:
+                        num_own += 1
+                    else:
+                        num_cached += 1
             out[e] = s
     for m in range(num_missed):
         slot[missed_gid[m]] = -1
+    for out in (dst_slots, slots):
+        for e in range(len(out)):
+            if out[e] < num_kept:
+                seen[out[e] >> 6] = 0
     return num_missed, num_own, num_cached

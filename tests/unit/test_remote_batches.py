@@ -1,0 +1,118 @@
+"""A trainer's batches: every row is its node's, whoever prepares it; errors come to the trainer."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from distsage.config import TrainConfig
+from distsage.train.batches import prepare_ahead
+from distsage.train.model import input_self_and_mean
+from distsage.train.remote_batches import BatchSource, FeatureRows
+from distsage.train.sampler import Sampler
+from distsage.train.seeds import SeedPlan
+from tests.unit.graphs import random_topology
+
+N, LOW, HIGH = 600, 200, 400
+TOPOLOGY = random_topology(N, 9000)
+X = torch.arange(N, dtype=torch.float32)[:, None] + torch.tensor([0.0, 1000.0])
+CONFIG = TrainConfig(parts="unused", fan_out="3,4", batch_size=30, num_epochs=3, num_workers=0)
+
+
+def source(num_workers=0, num_cached=0, gather=False, pull=lambda gids: X[gids]):
+    remote = np.r_[0:LOW, HIGH:N]
+    cached_gid = np.random.default_rng(0).permutation(remote)[:num_cached]
+    rows = FeatureRows(N, (LOW, HIGH), X[LOW:HIGH], cached_gid, X[cached_gid], pull)
+    plan = SeedPlan(np.arange(LOW, HIGH, 2), [100, 90], 30, 0, 0)
+    new_sampler = partial(Sampler, TOPOLOGY, CONFIG.fan_outs, number_inputs=gather)
+    labels = torch.arange(LOW, HIGH)
+    config = replace(CONFIG, num_workers=num_workers)
+    return BatchSource(config, plan, new_sampler, rows, labels, gather=gather)
+
+
+def everything(batches: BatchSource):
+    """What the model sees of every batch of every epoch."""
+    seen = []
+    for epoch in range(CONFIG.num_epochs):
+        for batch in batches.epoch(epoch):
+            edges = [t for block in batch.blocks for t in (block.indptr, block.indices)]
+            seen += [input_self_and_mean(batch.inputs), batch.labels, *edges]
+    batches.close()
+    return seen
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("num_cached", [0, 50, 400])
+@pytest.mark.parametrize("gather", [False, True])
+def test_workers_cache_and_gathering_change_nothing(num_workers, num_cached, gather):
+    expected = everything(source())
+    assert len(expected) == 3 * 4 * 4  # epochs, steps, tensors
+    found = everything(source(num_workers, num_cached, gather))
+    for a, b in zip(expected, found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_counters_say_where_rows_came_from():
+    for num_cached in (0, 50, 400):
+        pulled = []
+        batches = source(num_cached=num_cached, pull=lambda g, p=pulled: p.append(len(g)) or X[g])
+        counters = [batch.counters for batch in batches.epoch(0)]
+        assert [c["missed_rows"] for c in counters] == pulled
+        for c in counters:
+            parts = c["local_rows"] + c["cached_rows"] + c["missed_rows"]
+            assert parts == c["input_nodes"]
+            assert c["received_bytes"] == c["missed_rows"] * 8
+            assert c["local_rows"] > 0
+        if num_cached == 400:
+            assert sum(pulled) == 0
+
+
+def test_epochs_may_start_anywhere_and_again():
+    batches = source(num_workers=1)
+    labels = [[b.labels.tolist() for b in batches.epoch(epoch)] for epoch in (1, 2, 1)]
+    assert labels[0] == labels[2] != labels[1]
+    batches.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_what_goes_wrong_in_a_worker_reaches_the_trainer(num_workers):
+    def pull(gids):
+        raise ConnectionError("the server is gone")
+
+    batches = source(num_workers, pull=pull)
+    with pytest.raises(ConnectionError, match="the server is gone"):
+        list(batches.epoch(0))
+    batches.close()
+
+
+def test_a_stuck_worker_is_a_timeout():
+    release = threading.Event()
+    batches = source(num_workers=1, pull=lambda gids: release.wait() and X[gids])
+    batches._config = replace(CONFIG, num_workers=1, stall_timeout=0.1)
+    with pytest.raises(TimeoutError):
+        list(batches.epoch(0))
+    release.set()
+    batches.close()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_are_ahead_by_a_few_batches_only(num_workers):
+    started = []
+
+    def prepare(task):
+        started.append(task)
+        return task
+
+    with ThreadPoolExecutor(num_workers) as workers:
+        computed = []
+        for batch in prepare_ahead(range(50), prepare, workers, num_workers, 10):
+            computed.append(batch)
+            deadline = time.monotonic() + 0.02  # let the workers run as far as they may
+            while time.monotonic() < deadline:
+                assert len(started) <= len(computed) + 2 * num_workers
+        assert computed == list(range(50))
