@@ -366,6 +366,8 @@ class _Watcher:
             # All ranks stall together; the one that waits for nobody is the one to name.
             self._dump_stacks()
             cause = f"no progress for {self.ring.stall_timeout:.0f} s ({what})"
+            if self.stopped_since is not None:
+                cause = f"stopped by a signal while {what}"
             self._report(cause, after=4.0 if state == State.WAITING else YIELD_SECONDS)
         if len(self.ring.labels) > 1 and now - self.heard > SILENCE_SECONDS:
             rank = (self.ring.rank - 1) % len(self.ring.labels)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,30 +52,55 @@ def test_a_ring_of_good_ranks_ends_well(tmp_path, size):
     assert not (tmp_path / "note").exists()
 
 
-@pytest.mark.parametrize(
-    ("behaviour", "others", "line", "status"),
-    [
-        ("raise", "wait", "rank 1 (trainer on host1): RuntimeError: out of luck", 1),
-        ("mistake", "wait", "rank 1 (trainer on host1): no such thing; name another", 2),
-        ("exit", "wait", "rank 1 (trainer on host1): exit status 7", 7),
-        ("abort", "wait", "rank 1 (trainer on host1): killed by SIGABRT", 134),
-        ("kill-watcher", "wait", "rank 1 (trainer on host1): its watcher was killed", -9),
-        ("terminate-watcher", "wait", "rank 1 (trainer on host1): ended by SIGTERM", 143),
-        ("stop", "wait", "rank 1 (trainer on host1): stopped by a signal while training", 1),
-        ("stuck", "wait", "rank 1 (trainer on host1): no progress for 3 s (training)", 1),
-        ("stuck", "idle", "rank 1 (trainer on host1): no progress for 3 s (training)", 1),
-    ],
-)
-def test_the_job_ends_with_one_line_that_names_the_cause(
-    tmp_path, behaviour, others, line, status
-):
-    statuses, output = run_ring(tmp_path, [others, behaviour, others])
+CASES = {
+    ("raise", "wait"): ("RuntimeError: out of luck", 1),
+    ("mistake", "wait"): ("no such thing; name another", 2),
+    ("exit", "wait"): ("exit status 7", 7),
+    ("abort", "wait"): ("killed by SIGABRT", 134),
+    ("kill-watcher", "wait"): ("its watcher was killed", -9),
+    ("terminate-watcher", "wait"): ("ended by SIGTERM", 143),
+    ("stop", "wait"): ("stopped by a signal while training", 1),
+    ("stuck", "wait"): ("no progress for 3 s (training)", 1),
+    ("stuck", "idle"): ("no progress for 3 s (training)", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def rings(tmp_path_factory):
+    """All cases at once, since most of their time is waiting: {case: (directory, result)}."""
+    directories = {case: tmp_path_factory.mktemp("-".join(case)) for case in CASES}
+    with ThreadPoolExecutor(len(CASES)) as pool:
+        running = {
+            (one, others): pool.submit(run_ring, directories[one, others], [others, one, others])
+            for one, others in CASES
+        }
+        return {case: (directories[case], running[case].result()) for case in CASES}
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_the_job_ends_with_one_line_that_names_the_cause(rings, case):
+    directory, (statuses, output) = rings[case]
+    cause, status = CASES[case]
+    line = f"rank 1 (trainer on host1): {cause}"
     lines = [text for text in output.splitlines() if text.startswith("distsage: ")]
     assert lines == [f"distsage: {line}"]
-    assert (tmp_path / "note").read_text() == f"{line}\n"
+    assert (directory / "note").read_text() == f"{line}\n"
     assert statuses[1] == status
     assert 0 not in statuses
-    assert no_rank_survives(tmp_path)
+    assert no_rank_survives(directory)
+
+
+def test_a_stuck_rank_leaves_everybodys_stack_in_the_logs(rings):
+    directory, _ = rings["stuck", "wait"]
+    for rank in range(3):
+        log = (directory / f"rank-{rank}.txt").read_text()
+        assert "watched_program.py" in log, f"rank {rank} left no stack"
+
+
+def test_a_traceback_is_printed_once(rings):
+    _, (_, output) = rings["raise", "wait"]
+    assert output.count("Traceback") == 1
+    assert output.count("RuntimeError: out of luck") == 2  # in the traceback, and in the line
 
 
 def test_a_stopped_watcher_is_missed_by_the_next_one(tmp_path):
@@ -97,19 +123,6 @@ def test_a_stopped_watcher_is_missed_by_the_next_one(tmp_path):
             rank.kill()
     assert "distsage: rank 1 (trainer on host1): no sign of life for 10 s" in output
     assert output.count("distsage: ") == 1
-
-
-def test_a_stuck_rank_leaves_everybodys_stack_in_the_logs(tmp_path):
-    run_ring(tmp_path, ["wait", "stuck", "wait"])
-    for rank in range(3):
-        log = (tmp_path / f"rank-{rank}.txt").read_text()
-        assert "watched_program.py" in log, f"rank {rank} left no stack"
-
-
-def test_a_traceback_is_printed_once(tmp_path):
-    _, output = run_ring(tmp_path, ["wait", "raise", "wait"])
-    assert output.count("Traceback") == 1
-    assert output.count("RuntimeError: out of luck") == 2  # in the traceback, and in the line
 
 
 def test_a_rank_that_never_joins_is_named(tmp_path):
