@@ -9,7 +9,7 @@ RUN := .venv/bin/python -m distsage
 PYTEST := .venv/bin/python -m pytest
 
 .PHONY: help install demo partition local submit test check format cluster-up cluster-down \
-	test-cluster bench bench-quick clean
+	test-cluster bench bench-quick accuracy
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -46,12 +46,21 @@ cluster-up: install ## bring up a Slurm cluster of four hosts on this machine (r
 cluster-down: ## take it down again
 	@tools/cluster down $(ARGS)
 
+bench: install ## measure against DGL's example, side by side; writes docs/benchmarks.md (root)
+	@.venv/bin/python -m tools.bench $(ARGS)
+
+bench-quick: install ## the same, small: prints the ratios, under 8 minutes (root)
+	@.venv/bin/python -m tools.bench --quick $(ARGS)
+
+accuracy: install ## train on the real graphs in $$DISTSAGE_DATA; writes docs/accuracy.md
+	@.venv/bin/python -m tools.accuracy $(ARGS)
+
 check: install ## format, lint, types, import contract, shell
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
-	@.venv/bin/shellcheck $$(git ls-files '*.sh' .ci/run)
+	@.venv/bin/shellcheck -x $$(git ls-files '*.sh' .ci/run)
 	@for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script"; done
 
 format: install ## format the code

@@ -1,0 +1,139 @@
+"""Preflight: each check fails with the host and the remedy; checksums are remembered."""
+
+import mmap
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from partition_graphs import ring
+
+from distsage.errors import UserError
+from distsage.launch import preflight
+from distsage.launch.stage import stage_part, staged_path, sweep_staged
+from distsage.partition.parts import Parts
+from distsage.partition.run import partition
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    partition(ring(24), 2, tmp_path / "parts", method="random")
+    return Parts.open(tmp_path / "parts")
+
+
+def test_versions():
+    same = {"torch": "1", "dgl": "1"}
+    preflight.check_versions({"a": same, "b": dict(same)})
+    with pytest.raises(UserError, match="b has dgl 2 but a has 1"):
+        preflight.check_versions({"a": same, "b": {"torch": "1", "dgl": "2"}})
+    assert set(preflight.versions()) >= {"distsage", "Python", "torch", "dgl"}
+
+
+def test_clocks():
+    preflight.check_clocks({"a": 1000.0, "b": 1003.0})
+    with pytest.raises(UserError, match="clock of b is 100 s ahead of that of a"):
+        preflight.check_clocks({"a": 1000.0, "b": 1100.0})
+
+
+def test_reach():
+    with preflight.reachable_ports("127.0.0.1", "job") as ports:
+        assert len(set(ports)) == 2
+        preflight.check_reach("a", {"b": ("127.0.0.1", ports)})
+    with pytest.raises(UserError, match="a cannot reach b at 127.0.0.1"):
+        preflight.check_reach("a", {"b": ("127.0.0.1", ports)})
+
+
+def test_shared_memory(parts, monkeypatch):
+    preflight.check_shared_memory(parts, [0, 1])
+
+    class Full:
+        f_bavail, f_frsize = 1, 512
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Full)
+    with pytest.raises(UserError, match="/dev/shm has 0 MiB free but part 1 needs"):
+        preflight.check_shared_memory(parts, [1])
+
+
+def test_leftovers_are_swept_and_live_segments_are_not():
+    prefix = f"distsage.{os.getuid()}.test.{os.getpid()}"
+    dead, live = (preflight.SHARED_MEMORY / f"{prefix}.{name}" for name in ("dead", "live"))
+    for path in (dead, live):
+        path.write_bytes(b"x" * mmap.PAGESIZE)
+    with open(live, "r+b") as stream, mmap.mmap(stream.fileno(), 0):
+        time.sleep(2.1)  # younger segments may be about to be mapped
+        swept = preflight.sweep_leftovers()
+        assert dead.name in swept
+        assert not dead.exists()
+        assert live.exists()
+    live.unlink()
+
+
+@pytest.mark.parametrize("name", ["part1/node_feat.dgl", "topology/indices.npy"])
+def test_a_damaged_file_is_named(parts, name):
+    path = parts.path / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=f"{name} has {len(content) - 1} bytes"):
+        preflight.verify_part(parts, 1)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=f"{name} has changed"):
+        preflight.verify_part(parts, 1)
+    path.write_bytes(content)
+    preflight.verify_part(parts, 1)
+
+
+def test_another_parts_files_are_not_read(parts):
+    (parts.path / "part1" / "node_feat.dgl").unlink()
+    preflight.verify_part(parts, 0)
+    with pytest.raises(UserError, match="part1/node_feat.dgl"):
+        preflight.verify_part(parts, 1)
+
+
+def test_checksums_are_remembered_until_a_file_changes(parts, monkeypatch):
+    preflight.verify_part(parts, 0)
+    read = []
+    monkeypatch.setattr(Parts, "verify_file", lambda _, name: read.append(name))
+    preflight.verify_part(parts, 0)
+    assert read == []
+    os.utime(parts.path / "topology" / "indptr.npy", ns=(1, 1))
+    preflight.verify_part(parts, 0)
+    assert read == ["topology/indptr.npy"]
+
+
+def test_a_staged_copy_is_whole_and_holds_one_part(parts, tmp_path):
+    target = staged_path(tmp_path / "scratch", "job", 1)
+    copy = stage_part(parts, 1, target)
+    copy.check_sizes(1)
+    copy.verify(1)
+    assert copy.path == target
+    assert not (target / "part0").exists()
+    assert sweep_staged(tmp_path / "scratch") == []  # this process is alive and holds its lock
+
+
+def test_staging_refuses_a_damaged_file_and_leaves_nothing(parts, tmp_path):
+    path = parts.path / "part1" / "graph.dgl"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match="part1/graph.dgl"):
+        stage_part(parts, 1, staged_path(tmp_path / "scratch", "job", 1))
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_dead_jobs_copies_are_swept(tmp_path):
+    left = staged_path(tmp_path, "dead", 0)
+    left.mkdir()
+    (left / ".lock").touch()
+    assert sweep_staged(tmp_path) == [left.name]
+    assert not left.exists()
+
+
+def test_staging_where_nothing_can_be_written(parts):
+    with pytest.raises(UserError, match="cannot write to --stage /proc/nowhere"):
+        stage_part(parts, 0, staged_path(Path("/proc/nowhere"), "job", 0))
+
+
+def test_an_own_port_is_really_open():
+    with preflight.reachable_ports("127.0.0.1", "job") as ports:
+        for port in ports:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
