@@ -1,0 +1,142 @@
+"""Start MPI jobs on this machine, and see that they leave nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import distsage as package
+
+MARKER = "DISTSAGE_TEST_JOB"
+SHARED_MEMORY = Path("/dev/shm")
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(Path(package.__file__).parents[1]),
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def mpirun(
+    n: int, *arguments: object, status: int = 0, timeout: float = 150
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m mpi4py ARGUMENTS` on n ranks; check how it ends and what it leaves."""
+    return Job(n, *arguments).wait(status, timeout)
+
+
+def train(
+    n: int, parts: Path, run_dir: Path, *options: object, hosts: int, status: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run `distsage train` on n ranks that act as so many hosts."""
+    return mpirun(n, *train_arguments(parts, run_dir, *options, hosts=hosts), status=status)
+
+
+def train_arguments(parts: Path, run_dir: Path, *options: object, hosts: int) -> list[object]:
+    """The arguments of mpi4py's runner that train on `parts`."""
+    where = ["--parts", parts, "--run-dir", run_dir, "--emulated-hosts", hosts]
+    return ["-m", "distsage", "train", *where, *options]
+
+
+class Job:
+    """An MPI job that runs. `wait` has to follow."""
+
+    def __init__(self, n: int, *arguments: object) -> None:
+        self.marker = uuid.uuid4().hex
+        self.segments = segments()
+        command = [Path(sys.executable).with_name("mpirun"), "-n", n, "--oversubscribe"]
+        command += ["--bind-to", "none", sys.executable, "-m", "mpi4py", *arguments]
+        self.process = subprocess.Popen(
+            list(map(str, command)),
+            env=ENVIRONMENT | {MARKER: self.marker},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait(self, status: int = 0, timeout: float = 150) -> subprocess.CompletedProcess[str]:
+        """Wait for the end and check that nothing of the job is left on this machine."""
+        try:
+            out, err = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as late:
+            self._kill()
+            out, err = self.process.communicate()
+            raise AssertionError(f"still running after {timeout} s:\n{out}\n{err}") from late
+        said = f"status {self.process.returncode}\nstdout:\n{out}\nstderr:\n{err}"
+        survivors = self._within(5, self._processes)
+        self._kill()
+        assert not survivors, f"processes {survivors} outlive the job: {said}"
+        # Segments of other jobs on this machine come and go; one that stays is left behind.
+        left = self._within(30, lambda: segments() - self.segments)
+        assert not left, f"{sorted(left)} left in {SHARED_MEMORY}: {said}"
+        assert self.process.returncode == status, said
+        return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
+
+    def _within(self, seconds: float, what: Any) -> Any:
+        """What is still there after so many seconds; returns early when nothing is."""
+        deadline = time.monotonic() + seconds
+        while (rest := what()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return rest
+
+    def _processes(self) -> list[int]:
+        """The job's processes: those that have its marker in their environment."""
+        wanted = f"{MARKER}={self.marker}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                try:
+                    environment = (entry / "environ").read_bytes()
+                except OSError:  # another user's, or gone meanwhile
+                    continue
+                if wanted in environment:
+                    found.append(int(entry.name))
+        return found
+
+    def _kill(self) -> None:
+        for pid in self._processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def segments() -> set[str]:
+    """Names of the shared-memory segments of all distsage jobs on this machine."""
+    return {path.name for path in SHARED_MEMORY.glob("distsage.*")}
+
+
+def distsage(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `python -m distsage ARGUMENTS` without MPI."""
+    result = subprocess.run(
+        [sys.executable, "-m", "distsage", *map(str, arguments)],
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert result.returncode == status, f"{result.returncode}: {result.stdout}\n{result.stderr}"
+    return result
+
+
+def epochs(run_dir: Path) -> list[dict[str, Any]]:
+    """The records of all epochs."""
+    return [json.loads(line) for line in (run_dir / "epochs.jsonl").read_text().splitlines()]
+
+
+def losses(run_dir: Path) -> list[float]:
+    """The loss of every epoch; JSON keeps all its bits."""
+    return [record["loss"] for record in epochs(run_dir)]
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    """The result of the run."""
+    result: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return result
