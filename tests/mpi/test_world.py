@@ -1,0 +1,31 @@
+"""Collectives with a bound: values arrive, the missing are named, a mistake ends all ranks."""
+
+from pathlib import Path
+
+import pytest
+from jobs import mpirun
+
+pytestmark = pytest.mark.mpi
+PROGRAM = Path(__file__).with_name("world_program.py")
+
+
+def test_values_reach_every_rank():
+    mpirun(4, PROGRAM, "values")
+
+
+def test_a_rank_that_does_not_answer_is_named():
+    said = mpirun(4, PROGRAM, "missing", status=3).stdout
+    assert "[0] hosts: no answer within 3 s from rank 2 on b" in said
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "sentence"),
+    [
+        ("one host", "distsage: preflight, room: b: too little; free some"),
+        ("all", "distsage: preflight, room: too little; free some"),
+    ],
+)
+def test_a_mistake_on_any_rank_ends_all_with_one_sentence(behaviour, sentence):
+    said = mpirun(4, PROGRAM, behaviour, status=2).stderr
+    assert [line for line in said.splitlines() if "distsage" in line] == [sentence]
+    assert "Traceback" not in said
