@@ -203,10 +203,27 @@ class TrainConfig(TrainingOptions, JobOptions):
     """Copy each host's part to this directory on its own disk first; removed when it is open."""
     stall_timeout: float = 300.0
     """Seconds that a rank may go without progress before the job is ended."""
+    cache_ratio: float | None = None
+    """Fraction of the nodes of other parts whose feature rows each host keeps a copy of, those most
+    likely to be sampled (default: 0.2). The host's trainers share it; 0 keeps none."""
+    cache_bytes: int | None = None
+    """The same as a number of bytes per host."""
 
     def __post_init__(self) -> None:
         TrainingOptions.__post_init__(self)
         JobOptions.__post_init__(self)
+        _require(
+            self.cache_ratio is None or self.cache_bytes is None,
+            "give --cache-ratio or --cache-bytes, not both: each is the size of the cache",
+        )
+        _require(
+            self.cache_ratio is None or 0 <= self.cache_ratio <= 1,
+            f"--cache-ratio is {self.cache_ratio}; it must be between 0 and 1",
+        )
+        _require(
+            self.cache_bytes is None or self.cache_bytes >= 0,
+            f"--cache-bytes is {self.cache_bytes}; it must be 0 or more",
+        )
         _require(
             self.stall_timeout > 0,
             f"--stall-timeout is {self.stall_timeout}; it must be above 0",

@@ -13,6 +13,8 @@ from distsage.launch.watch import State, Watched, run_watched
 if TYPE_CHECKING:
     from distsage.launch.dgl_seam import GraphStore
     from distsage.launch.job import Job
+    from distsage.train.remote_batches import FeatureRows
+    from distsage.train.trainers import Trainers
 
 
 def train(read_config: Callable[[], TrainConfig]) -> None:
@@ -58,7 +60,7 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     from distsage.train.halo import HaloInference
     from distsage.train.loop import Scores, choose_device, fit
     from distsage.train.model import GraphSAGE
-    from distsage.train.remote_batches import BatchSource, FeatureRows
+    from distsage.train.remote_batches import BatchSource
     from distsage.train.run_directory import RunDirectory
     from distsage.train.sampler import Sampler
     from distsage.train.seeds import SeedPlan
@@ -75,15 +77,7 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     bounds = _trainer_bounds([p.nodes for p in manifest.parts], assignment.pairs_per_host)
     own = slice(*(int(b) - part[0] for b in bounds[trainers.rank : trainers.rank + 2]))
 
-    features = store.own_rows("features")
-    rows = FeatureRows(
-        num_nodes=manifest.num_nodes,
-        part=part,
-        own=features,
-        cached_gid=np.empty(0, np.int64),
-        cached=features[:0],
-        pull=partial(store.pull, "features"),
-    )
+    rows = feature_rows(job, store, trainers, watched)
     labels = store.own_rows("labels")
     masks = {name: store.own_rows(f"{name}_mask")[own].bool() for name in ("train", "val", "test")}
     train_nodes = np.flatnonzero(masks["train"].numpy()) + int(bounds[trainers.rank])
@@ -111,7 +105,7 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     halo = HaloInference(topology, bounds, part, trainers)
 
     def evaluate() -> Scores:
-        return score_masks(halo.run(model, features, source.pull), labels[own], masks, trainers)
+        return score_masks(halo.run(model, rows.own, source.fetch), labels[own], masks, trainers)
 
     description = {
         "command": "train",
@@ -141,6 +135,38 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
                 "edge_cut": manifest.edge_cut,
             }
         )
+
+
+def feature_rows(
+    job: "Job", store: "GraphStore", trainers: "Trainers", watched: Watched
+) -> "FeatureRows":
+    """This host's rows, and the cache of others', filled. Collective over the trainers."""
+    from distsage.launch.dgl_seam import SHARED_MEMORY
+    from distsage.train.cache import cache_rows, fill_cache
+    from distsage.train.remote_batches import FeatureRows
+
+    def barrier() -> None:
+        watched.mark("waiting for the caches of all trainers", State.WAITING)
+        trainers.barrier()
+
+    manifest, assignment = job.parts.manifest, job.assignment
+    own = store.own_rows("features")
+    pull = partial(store.pull, "features")
+    row_bytes = own.shape[1] * own.element_size()
+    num_cached = cache_rows(job.config, manifest.num_nodes - len(own), row_bytes)
+    cached_gid = job.parts.cache_ranking(assignment.host)[:num_cached].astype(np.int64)
+    cached = fill_cache(
+        cached_gid,
+        own,
+        pull,
+        SHARED_MEMORY / f"{job.dgl.prefix}cache",
+        share=assignment.pair_on_host,
+        num_shares=assignment.pairs_per_host,
+        barrier=barrier,
+        mark=watched.mark,
+    )
+    part = manifest.parts[assignment.host].nodes
+    return FeatureRows(manifest.num_nodes, part, own, cached_gid, cached, pull)
 
 
 def _trainer_bounds(parts: list[tuple[int, int]], trainers_per_host: int) -> np.ndarray:

@@ -14,8 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distsage.train import kernels
 from distsage.train.compiled import compiled
 from distsage.train.sampler import Csc, MiniBatch
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """A tensor's memory as `distsage.train.vectors` takes it: half precisions as integers."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.float32:
+        return tensor.numpy()
+    bits = tensor.view(torch.int16).numpy()
+    return bits.view(np.uint16) if tensor.dtype == torch.bfloat16 else bits
 
 
 @dataclass(frozen=True)
@@ -182,12 +192,7 @@ class SlotSplit:
             dtype=tables[0].dtype,
             pin_memory=torch.cuda.is_available(),
         )
-        slots = torch.from_numpy(self.slots)
-        begin = 0
-        for table in tables:
-            is_here = (slots >= begin) & (slots < begin + len(table))
-            rows[is_here] = table[slots[is_here] - begin]
-            begin += len(table)
+        kernels.gather(as_array(rows), self.slots, *(as_array(table) for table in tables))
         return rows
 
 

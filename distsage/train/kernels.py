@@ -80,6 +80,25 @@ def gather_self_and_mean(
 
 
 @compiled
+def gather(
+    out: np.ndarray,
+    slots: np.ndarray,
+    own: np.ndarray,
+    cached: np.ndarray,
+    missed: np.ndarray,
+) -> None:
+    """`out[i]` = the row that slots[i] leads to; slots count as in `gather_self_and_mean`."""
+    width = own.shape[1]
+    for i in range(len(slots)):
+        if i + _AHEAD < len(slots):
+            prefetch_row(own, slot_row(own, cached, missed, slots[i + _AHEAD]))
+        source = slot_row(own, cached, missed, slots[i])
+        to = row(out, i)
+        for c in range(0, width, LANES):
+            store16(out, to, c, load16(own, source, c))
+
+
+@compiled
 def relu_dropout(
     h: np.ndarray, threshold: int, scale: float, key: np.uint64, begin: int, end: int
 ) -> None:

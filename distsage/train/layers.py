@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distsage.train import kernels
-from distsage.train.features import Block, InputLayer
+from distsage.train.features import Block, InputLayer, as_array
 
 _ROWS_AT_ONCE = 1024
 """Rows per thread of a gradient that is used while it is in the cache; 512 to 4096 are alike."""
@@ -99,7 +99,7 @@ class _HiddenLayer(torch.autograd.Function):
         threshold = round(p * 2**32)
         num_dst = len(indptr) - 1
         if _by_kernels(h):
-            rows = _array(h)
+            rows = as_array(h)
             _in_threads(
                 len(h), lambda a, b: kernels.relu_dropout(rows, threshold, ctx.scale, key, a, b)
             )
@@ -135,7 +135,7 @@ def _grad_z_by_kernels(
     buffer = h.new_empty(min(rows_at_once, len(h)), h.shape[1])
     column_sums = torch.empty(1, h.shape[1])
     edges = kernels.transpose(indptr.numpy(), indices.numpy(), len(h))
-    arrays = (_array(buffer), _array(h), _array(grad.contiguous()), *edges)
+    arrays = (as_array(buffer), as_array(h), as_array(grad.contiguous()), *edges)
     for first in range(0, len(h), rows_at_once):
         count = min(rows_at_once, len(h) - first)
 
@@ -201,23 +201,14 @@ def _gather(
     tables: tuple[Tensor, ...],
 ) -> None:
     """`kernels.gather_self_and_mean` for all rows of out, from one to three tables."""
-    arrays = [_array(t) for t in tables]
+    arrays = [as_array(t) for t in tables]
     arrays += [arrays[0][:0]] * (3 - len(arrays))
-    edges = (_array(out), indptr, slots, dst_slots)
+    edges = (as_array(out), indptr, slots, dst_slots)
     _in_threads(len(dst_slots), lambda a, b: kernels.gather_self_and_mean(*edges, *arrays, a, b))
 
 
 def _by_kernels(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    """A tensor's memory as `distsage.train.vectors` takes it: half precisions as integers."""
-    tensor = tensor.detach()
-    if tensor.dtype == torch.float32:
-        return tensor.numpy()
-    bits = tensor.view(torch.int16).numpy()
-    return bits.view(np.uint16) if tensor.dtype == torch.bfloat16 else bits
 
 
 def _in_threads(count: int, kernel: Callable[[int, int], None], least: int = 256) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distsage.config import TrainConfig
 from distsage.train.batches import Batch, prepare_ahead
-from distsage.train.features import InputLayer, SlotMap, blocks_of, gathered_input
+from distsage.train.features import InputLayer, SlotMap, SlotSplit, blocks_of, gathered_input
 from distsage.train.rng import Purpose, stream_key
 from distsage.train.sampler import MiniBatch, Sampler
 from distsage.train.seeds import SeedPlan
@@ -117,10 +117,17 @@ class BatchSource:
         self._next_epoch = epoch + 1
         return islice(self._stream, self._plan.num_steps)
 
-    def pull(self, gids: Tensor) -> Tensor:
-        """As `FeatureRows.pull`, while workers may pull, too."""
-        with self._one_pull_at_a_time:
-            return self._rows.pull(gids)
+    def fetch(self, gids: Tensor) -> Tensor:
+        """Feature rows of any distinct gids (int64 `[n]`), in that order, through the cache.
+
+        May be called while workers prepare batches. Blocks.
+        """
+        _, slot_map = tools = self._tools.get()
+        try:
+            split = slot_map.split(gids.numpy(), np.empty(0, np.int64))
+        finally:
+            self._tools.put(tools)
+        return split.gather(self._tables(split))
 
     def close(self) -> None:
         """End the workers; waits for the batches that they are at."""
@@ -174,8 +181,7 @@ class BatchSource:
             split = slot_map.split(sampled.input_gid, sampled.input_gid[:0])
         else:
             split = slot_map.split(sampled.input_edges.indices, sampled.dst_gid)
-        missed = self.pull(torch.from_numpy(split.missed_gid))
-        tables = (self._rows.own, self._rows.cached, missed)
+        tables = self._tables(split)
         if self._gather:
             inputs = gathered_input(sampled, split.gather(tables))
         else:
@@ -187,3 +193,8 @@ class BatchSource:
             "missed_rows": len(split.missed_gid),
         }
         return inputs, num_rows
+
+    def _tables(self, split: SlotSplit) -> tuple[Tensor, Tensor, Tensor]:
+        with self._one_pull_at_a_time:
+            missed = self._rows.pull(torch.from_numpy(split.missed_gid))
+        return self._rows.own, self._rows.cached, missed

@@ -27,6 +27,10 @@ class Trainers:
         torch.distributed.all_reduce(total)
         return total
 
+    def barrier(self) -> None:
+        """Wait for all trainers."""
+        self.sum(torch.zeros(1))
+
     def concatenate(self, rows: Tensor) -> Tensor:
         """Stack the CPU rows `[n_r, ...]` of all trainers in the order of their ranks."""
         if self.size == 1:

@@ -1,0 +1,102 @@
+"""A host's copy of the remote feature rows that its trainers will ask for most. Trainer ranks.
+
+Which rows pay does not depend on the run: the partitioner ranks them by the probability that a
+batch contains them (SALIENT++, arXiv 2305.03152, section 4). The copy is filled once, before the
+first epoch, and never changes. The trainers of a host share it: each pulls an equal share of the
+rows into one segment of shared memory.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distsage.config import TrainConfig
+from distsage.errors import UserError
+
+DEFAULT_RATIO = 0.2
+# Rows asked of the servers at once: bounds the memory that a pull takes beside the cache.
+_PULL_ROWS = 65536
+
+
+def cache_rows(config: TrainConfig, num_remote: int, row_bytes: int) -> int:
+    """How many rows a host may cache.
+
+    Args:
+        config: has `cache_bytes`, or `cache_ratio`.
+        num_remote: nodes that other parts own; the ratio counts these.
+        row_bytes: of one feature row.
+    """
+    if config.cache_bytes is not None:
+        return min(num_remote, config.cache_bytes // row_bytes)
+    ratio = DEFAULT_RATIO if config.cache_ratio is None else config.cache_ratio
+    return int(num_remote * ratio)
+
+
+def fill_cache(
+    gids: np.ndarray,
+    like: Tensor,
+    pull: Callable[[Tensor], Tensor],
+    segment: Path,
+    *,
+    share: int,
+    num_shares: int,
+    barrier: Callable[[], None],
+    mark: Callable[[str], None],
+) -> Tensor:
+    """Rows of `gids` in memory that the trainers of this host share. Collective over all trainers.
+
+    Args:
+        gids: int64 `[c]`, what to cache, the same on all trainers of the host.
+        like: `[., F]`, a table whose width and type the rows have.
+        pull: rows of the gids (int64) that it is given, from their servers.
+        segment: the file in shared memory, named for this job and host; gone when this returns.
+        share: which of `num_shares` equal shares this trainer fills; share 0 makes the file.
+        num_shares: trainers on this host.
+        barrier: waits for all trainers.
+        mark: notes progress.
+
+    Returns:
+        `[c, F]`, complete.
+
+    Raises:
+        UserError: the host's shared memory is too small.
+    """
+    width = like.shape[1]
+    if share == 0 and len(gids) > 0:
+        _allocate(segment, len(gids) * width * like.element_size())
+    barrier()
+    if len(gids) == 0:
+        rows = like.new_empty(0, width)
+    else:
+        size = len(gids) * width
+        rows = torch.from_file(str(segment), shared=True, size=size, dtype=like.dtype)
+        rows = rows.view(len(gids), width)
+    begin, end = (len(gids) * i // num_shares for i in (share, share + 1))
+    for first in range(begin, end, _PULL_ROWS):
+        mark(f"filling the cache: {first - begin} of {end - begin} rows")
+        last = min(first + _PULL_ROWS, end)
+        rows[first:last] = pull(torch.from_numpy(gids[first:last]))
+    barrier()
+    if share == 0:
+        # Everybody has mapped it; without a name it vanishes with the last process.
+        segment.unlink(missing_ok=True)
+    return rows
+
+
+def _allocate(segment: Path, num_bytes: int) -> None:
+    descriptor = os.open(segment, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        # Takes the memory now: where there is none, a write to the mapping would kill the process.
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    except OSError as error:
+        segment.unlink()
+        raise UserError(
+            f"{segment.parent} has no room for a cache of {num_bytes / 2**20:.0f} MiB on this host "
+            f"({error.strerror}); lower --cache-ratio, or give --cache-bytes"
+        ) from error
+    finally:
+        os.close(descriptor)
