@@ -6,13 +6,17 @@ release the GIL, so that a thread can sample ahead.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from distsage.data.graph import Topology
 from distsage.errors import UserError
 from distsage.train.compiled import compiled
-from distsage.train.rng import below, draw, mix64
+from distsage.train.rng import below, draw, hash32, mix64
+from distsage.train.vectors import prefetch_item
+
+Method = Literal["uniform", "replacement", "labor"]
 
 
 @dataclass(frozen=True)
@@ -63,16 +67,24 @@ class MiniBatch:
 
 
 class Sampler:
-    """Uniform neighbour sampling, layer by layer from the seeds (GraphSAGE, arXiv 1706.02216, 3.1).
+    """Neighbour sampling, layer by layer from the seeds (GraphSAGE, arXiv 1706.02216, 3.1).
 
     Not for use by two threads at once: it keeps a scratch array of N integers. A batch is a pure
     function of the topology, the options, the seeds and the key.
+
+    Methods, all of which give an unbiased mean:
+        uniform: distinct neighbours, all sets alike, independent for every destination.
+        replacement: independent picks; a neighbour may be picked twice.
+        labor: LABOR-0 with a fixed number of picks (sequential Poisson sampling; arXiv 2210.13339,
+            3.2 and appendix A.3). All destinations of a layer share one random number per source
+            and take the neighbours with the smallest, so that they choose the same sources where
+            they can: each picks as in `uniform`, together they need fewer distinct nodes.
 
     Args:
         topology: in-edges; the arrays may be read-only memory maps.
         fan_outs: neighbours to sample per layer, input-side layer first, seeds last, as in DGL;
             -1 takes all of them. A node with fewer neighbours keeps those it has.
-        replace: pick with replacement. A node with any neighbours then has exactly fan-out picks.
+        method: see above. With `replacement` a node with any neighbours has exactly fan-out picks.
         number_inputs: also number the unique input nodes, for a caller that gathers their rows.
 
     Raises:
@@ -84,18 +96,21 @@ class Sampler:
         topology: Topology,
         fan_outs: Sequence[int],
         *,
-        replace: bool = False,
+        method: Method = "uniform",
         number_inputs: bool = False,
     ) -> None:
         if not fan_outs or any(f != -1 and f < 1 for f in fan_outs):
             raise UserError(f"fan-outs are -1 (all neighbours) or at least 1, not {list(fan_outs)}")
         self.topology = topology
         self.fan_outs = tuple(int(f) for f in fan_outs)
-        self.replace = replace
+        self.method = method
         self.number_inputs = number_inputs
         self._slot = np.full(topology.num_nodes, -1, np.int32)
         max_degree = int(np.diff(topology.indptr).max(initial=0))
-        self._picked = np.zeros(max_degree // 64 + 1, np.uint64)
+        if method == "labor":
+            self._numbers = np.empty((2, max_degree + 1), np.uint32)
+        else:
+            self._picked = np.zeros(max_degree // 64 + 1, np.uint64)
 
     def sample(self, seed_gid: np.ndarray, key: np.uint64, dropout_key: np.uint64) -> MiniBatch:
         """Draw one mini-batch.
@@ -111,15 +126,18 @@ class Sampler:
         input_gid = None
         dst_gid = seed_gid.astype(topology.indices.dtype)
         for layer in reversed(range(num_layers)):
-            indptr, src_gid = _sample_layer(
+            arguments = (
                 topology.indptr,
                 topology.indices,
                 dst_gid,
                 self.fan_outs[layer],
-                self.replace,
                 np.uint64(draw(key, layer)),
-                self._picked,
             )
+            if self.method == "labor":
+                indptr, src_gid = _sample_labor(*arguments, *self._numbers)
+            else:
+                replace = self.method == "replacement"
+                indptr, src_gid = _sample_independently(*arguments, replace, self._picked)
             if layer == 0 and not self.number_inputs:
                 break
             gid = np.empty(len(dst_gid) + len(src_gid), src_gid.dtype)
@@ -137,13 +155,13 @@ class Sampler:
 
 
 @compiled
-def _sample_layer(
+def _sample_independently(
     indptr: np.ndarray,
     indices: np.ndarray,
     dst_gid: np.ndarray,
     fan_out: int,
-    replace: bool,
     key: np.uint64,
+    replace: bool,
     picked: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pick neighbours of each destination: (indptr int64 `[n + 1]`, source gids `[nnz]`).
@@ -189,6 +207,68 @@ def _sample_layer(
     out_src = np.empty(len(edge), indices.dtype)
     for e in range(len(edge)):  # on its own, so that many cache misses overlap
         out_src[e] = indices[edge[e]]
+    return out_indptr, out_src
+
+
+@compiled
+def _sample_labor(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    dst_gid: np.ndarray,
+    fan_out: int,
+    key: np.uint64,
+    numbers: np.ndarray,
+    low: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pick the fan_out neighbours with the smallest `hash32(source, key)`; returns as above.
+
+    `numbers` and `low`, uint32, are scratch space for one element more than the largest degree.
+    """
+    num_dst = len(dst_gid)
+    out_indptr = np.empty(num_dst + 1, np.int64)
+    out_indptr[0] = 0
+    for i in range(num_dst):
+        v = dst_gid[i]
+        degree = indptr[v + 1] - indptr[v]
+        out_indptr[i + 1] = out_indptr[i] + (degree if fan_out < 0 else min(degree, fan_out))
+
+    out_src = np.empty(out_indptr[num_dst], indices.dtype)
+    for i in range(num_dst):
+        if i + 8 < num_dst:
+            prefetch_item(indices, indptr[dst_gid[i + 8]])
+        v = dst_gid[i]
+        first = indptr[v]
+        degree = indptr[v + 1] - first
+        out = out_indptr[i]
+        if fan_out < 0 or degree <= fan_out:
+            for p in range(degree):
+                out_src[out + p] = indices[first + p]
+            continue
+        for p in range(degree):
+            numbers[p] = hash32(indices[first + p], key)
+        # Nearly always the smallest are below a bound that few others are below, too.
+        share = (fan_out + 3 * np.sqrt(fan_out) + 3) / degree
+        num_low = 0
+        while num_low < fan_out:
+            bound = np.uint32(min(share, 1.0) * 0xFFFFFFFF)
+            num_low = 0
+            for p in range(degree):
+                low[num_low] = numbers[p]
+                num_low += numbers[p] <= bound
+            share *= 2
+        last = np.uint32(0)  # the largest of the fan_out smallest
+        for q in range(num_low):
+            rank = 0
+            for p in range(num_low):
+                rank += low[p] < low[q]
+            if rank < fan_out:
+                last = max(last, low[q])
+        p = 0
+        for q in range(fan_out):
+            while numbers[p] > last:
+                p += 1
+            out_src[out + q] = indices[first + p]
+            p += 1
     return out_indptr, out_src
 
 

@@ -10,6 +10,8 @@ from distsage.train.rng import Purpose, shuffle_generator, stream_key
 from distsage.train.sampler import MiniBatch, Sampler
 from tests.unit.graphs import in_neighbours, key_of, random_topology, ring
 
+METHODS = ["uniform", "replacement", "labor"]
+
 
 def sampled_gids(batch: MiniBatch, sampler: Sampler) -> list[tuple[int, int, list[int]]]:
     """(layer, destination gid, source gids) of every destination, layers from the input."""
@@ -41,11 +43,11 @@ def sampled_gids(batch: MiniBatch, sampler: Sampler) -> list[tuple[int, int, lis
 
 
 @pytest.mark.parametrize("number_inputs", [False, True])
-@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fan_outs", [[3], [4, 2], [2, -1, 5], [70, 130]])
-def test_picks_are_edges_of_the_graph(fan_outs, replace, number_inputs):
+def test_picks_are_edges_of_the_graph(fan_outs, method, number_inputs):
     topology = random_topology(500, 6000)
-    sampler = Sampler(topology, fan_outs, replace=replace, number_inputs=number_inputs)
+    sampler = Sampler(topology, fan_outs, method=method, number_inputs=number_inputs)
     for step in range(3):
         seeds = np.random.default_rng(step).choice(500, 60, replace=False)
         batch = sampler.sample(seeds, key_of(step), np.uint64(0))
@@ -53,7 +55,7 @@ def test_picks_are_edges_of_the_graph(fan_outs, replace, number_inputs):
             neighbours = in_neighbours(topology, v)
             fan_out = fan_outs[layer]
             assert set(picked) <= set(neighbours)
-            if replace and fan_out != -1:
+            if method == "replacement" and fan_out != -1:
                 assert len(picked) == (fan_out if len(neighbours) else 0)
             elif fan_out == -1 or len(neighbours) <= fan_out:
                 assert sorted(picked) == sorted(neighbours)
@@ -107,9 +109,9 @@ def test_read_only_memory_map_and_int64(tmp_path):
     assert (a.input_edges.indices == b.input_edges.indices).all()
 
 
-@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("degree", "fan_out"), [(7, 3), (40, 10), (100, 99), (200, 25), (1000, 5)])
-def test_every_neighbour_is_equally_likely(degree, fan_out, replace):
+def test_every_neighbour_is_equally_likely(degree, fan_out, method):
     """Chi-square of the pick frequencies.
 
     False alarm: the seed is fixed, so the test is deterministic; a correct sampler with another
@@ -118,7 +120,7 @@ def test_every_neighbour_is_equally_likely(degree, fan_out, replace):
     """
     indptr = np.array([0, degree] + [degree] * degree, np.int64)
     topology = Topology(indptr, np.arange(1, degree + 1, dtype=np.int32))
-    sampler = Sampler(topology, [fan_out], replace=replace)
+    sampler = Sampler(topology, [fan_out], method=method)
     draws = 4000
     counts = np.zeros(degree)
     for step in range(draws):
@@ -126,7 +128,7 @@ def test_every_neighbour_is_equally_likely(degree, fan_out, replace):
         np.add.at(counts, batch.input_edges.indices - 1, 1)
     expected = draws * fan_out / degree
     chi2 = ((counts - expected) ** 2 / expected).sum()
-    if not replace:
+    if method != "replacement":
         chi2 /= (1 - fan_out / degree) * degree / (degree - 1)
     assert chi2 < scipy.stats.chi2.isf(5e-5, degree - 1)
     assert chi2 > scipy.stats.chi2.ppf(5e-5, degree - 1)  # suspiciously even is wrong, too
@@ -146,15 +148,15 @@ def test_pairs_are_picked_independently():
     assert ((pairs - 400) ** 2 / 400).sum() < scipy.stats.chi2.isf(1e-4, 14)
 
 
-@pytest.mark.parametrize("replace", [False, True])
-def test_mean_of_samples_is_the_full_mean(replace):
+@pytest.mark.parametrize("method", METHODS)
+def test_mean_of_samples_is_the_full_mean(method):
     """Unbiased: averaged over many batches, the sampled mean is the mean over all neighbours.
 
     z-test per node with Bonferroni: 1e-4 for the whole test (fixed seed, so deterministic).
     """
     topology = random_topology(200, 4000)
     x = np.random.default_rng(1).standard_normal(200)
-    sampler = Sampler(topology, [4], replace=replace)
+    sampler = Sampler(topology, [4], method=method)
     nodes = np.flatnonzero(np.diff(topology.indptr) > 4)
     means = []
     for step in range(2000):
@@ -191,3 +193,20 @@ def test_streams_differ_in_every_coordinate():
     assert stream_key(*base) == stream_key(*base)
     shuffles = [shuffle_generator(1, epoch).permutation(100).tolist() for epoch in (0, 1, 0)]
     assert shuffles[0] == shuffles[2] != shuffles[1]
+
+
+def test_labor_needs_fewer_nodes_because_destinations_share_their_numbers():
+    """Rows with the same neighbours pick the same; a layer's union is smaller than uniform's."""
+    twins = Topology(np.array([0, 30, 60] + [60] * 30, np.int64), np.tile(np.arange(2, 32), 2))
+    edges = Sampler(twins, [7], method="labor").sample(np.array([0, 1]), key_of(0), np.uint64(0))
+    first, second = edges.input_edges.indices.reshape(2, 7)
+    assert set(first) == set(second)
+
+    topology = random_topology(2000, 60000)
+    distinct = {}
+    for method in ("uniform", "labor"):
+        sampler = Sampler(topology, [5], method=method, number_inputs=True)
+        batches = [sampler.sample(np.arange(300), key_of(i), np.uint64(0)) for i in range(20)]
+        distinct[method] = np.mean([len(b.input_gid) for b in batches])
+        assert len({tuple(sorted(b.input_gid)) for b in batches}) == 20  # the key matters
+    assert distinct["labor"] < 0.8 * distinct["uniform"]
