@@ -1,0 +1,1 @@
+"""distsage beside plain DGL, side by side in one run: `python -m tools.bench --help`."""

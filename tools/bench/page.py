@@ -1,0 +1,129 @@
+"""docs/benchmarks.md: the figures of benchmarks.json as tables, with what they mean."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distsage.files import atomic_file
+
+from .comparisons import Comparison, LocalComparison
+from .results import Medians, Results
+
+_HEAD = """\
+# Benchmarks
+
+Written by `make bench` from [benchmarks.json](benchmarks.json). distsage beside plain DGL 1.1.3:
+the program that DGL's documentation tells people to write, as good as a careful user would have it
+(`tools/bench/baseline_distributed.py`, `tools/bench/baseline_local.py`).
+
+The hosts are emulated: four network namespaces on one machine share its cores, each with a server
+and a trainer of one thread, so "epoch" is the time that all work takes on few cores, and
+"CPU-seconds" is the more telling figure where the network is not limited. Programs take turns;
+figures are medians over the measured epochs, which leave out the first epoch of each run and the
+evaluation. Every program takes the same number of steps an epoch over the same seed nodes; DGL
+deals the seeds out evenly, distsage leaves each to the host that has it. CPU-seconds are those of
+all processes on the hosts, servers and daemons included, read from /proc; bytes are those that the
+hosts' interfaces received; memory is the peak of the fullest host, shared pages counted once. "x"
+is DGL's figure divided by ours.
+
+PyTorch Geometric's NeighborLoader is not compared: it needs pyg-lib or torch-sparse, which are not
+on the package index for this version of PyTorch.
+"""
+
+
+def write(path: Path, results: Results, known: Sequence[Comparison | LocalComparison]) -> None:
+    """Write the page, as far as there are results."""
+    sections = [_HEAD]
+    for comparison in known:
+        if comparison.name in results.comparisons:
+            sections.append(_section(comparison, results))
+    with atomic_file(path, "w") as stream:
+        stream.write("\n".join(sections))
+
+
+def _section(comparison: Comparison | LocalComparison, results: Results) -> str:
+    kept = results.comparisons[comparison.name]
+    workload = comparison.workload
+    where = "This machine alone"
+    if isinstance(comparison, Comparison):
+        where = f"4 hosts, {comparison.rate or 'network not limited'}"
+    medians = {name: results.medians(comparison.name, name) for name in kept["programs"]}
+    lines = [
+        f"## {comparison.name}",
+        "",
+        f"{where}; {comparison.graph.what}; fan-out {workload.fan_out}, batch "
+        f"{workload.batch_size}, hidden {workload.num_hidden}. {kept['date']}, {kept['machine']}.",
+        "",
+        *(_table(medians)),
+        "",
+        *_accounting(kept["programs"]),
+        "<details><summary>Commands</summary>",
+        "",
+        *(f"- {name}: `{runs[0]['command']}`" for name, runs in kept["programs"].items()),
+        "",
+        "</details>",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(medians: dict[str, Medians]) -> list[str]:
+    """One row per program; the first one is what the others are compared with."""
+    base = next(iter(medians.values()))
+
+    def against(row: Medians, key: str, text: str) -> str:
+        return f"{text} ({base[key] / row[key]:.1f}x)" if row is not base and row[key] else text
+
+    rows = [
+        "| program | epoch s | CPU-s | received MB | val accuracy | evaluation s | memory GiB "
+        "| epochs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in medians.items():
+        cells = [
+            name,
+            against(row, "seconds", f"{row['seconds']:.2f}"),
+            against(row, "cpu", f"{row['cpu']:.2f}"),
+            against(row, "received", f"{row['received'] / 1e6:.1f}"),
+            f"{row['accuracy']:.4f}",
+            f"{row['evaluation_seconds']:.1f}",
+            f"{row['memory'] / 2**30:.2f}",
+            f"{row['epochs']:.0f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+_PHASES = ("sample", "fetch", "wait", "forward", "backward", "all_reduce", "optimizer")
+_ROWS = ("local_rows", "cached_rows", "missed_rows")
+
+
+def _accounting(programs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Where distsage's trainers spend an epoch, by their own clocks; means over the trainers."""
+    table = []
+    for name, runs in programs.items():
+        records = [epoch["record"] for run in runs for epoch in run["epochs"]]
+        if "steps" not in records[0] or not isinstance(records[0]["steps"], dict):
+            continue
+
+        def median(counter: str, records: list[dict[str, Any]] = records) -> str:
+            values = [statistics.fmean(r[counter]["per_trainer"]) for r in records if counter in r]
+            if not values:
+                return ""
+            number = statistics.median(values)
+            return f"{number:.3f}" if counter.endswith("seconds") else f"{number:,.0f}"
+
+        cells = [name, *(median(f"{phase}_seconds") for phase in _PHASES), *map(median, _ROWS)]
+        table.append(f"| {' | '.join(cells)} |")
+    if not table:
+        return []
+    columns = [*(phase.replace("_", "-") for phase in _PHASES), "local", "cached", "missed rows"]
+    return [
+        "Seconds and feature rows per trainer and epoch:",
+        "",
+        f"| program | {' | '.join(columns)} |",
+        f"|{'---|' * (len(columns) + 1)}",
+        *table,
+        "",
+    ]
