@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distsage.data.graph import Topology
-from distsage.train.inference import layer_rows
+from distsage.train.inference import exchanged_rows, layer_rows
 from distsage.train.model import GraphSAGE
 from distsage.train.trainers import Trainers
 
@@ -77,12 +77,14 @@ class HaloInference:
         remote = torch.cat(rows) if rows else own_features[:0]
         tables = _on_device((own_features, remote), device)
         first = self._low - self._part[0]
-        h = layer_rows(model, 0, tables, self._indptr, self._feature_slots, first)
+        own = own_features[first : first + self._high - self._low].to(device)
+        h = layer_rows(model, 0, own, tables, self._indptr, self._feature_slots)
         for layer in range(1, len(model.layers)):
-            asked = h[self._send_rows.to(device)].cpu()
+            rows = exchanged_rows(model, layer, h)
+            asked = rows[self._send_rows.to(device)].cpu()
             received = self._trainers.exchange(asked, self._send_counts, self._receive_counts)
-            tables = _on_device((h, received), device)
-            h = layer_rows(model, layer, tables, self._indptr, self._hidden_slots)
+            tables = _on_device((rows, received), device)
+            h = layer_rows(model, layer, h, tables, self._indptr, self._hidden_slots)
         return h.cpu()
 
 

@@ -42,24 +42,28 @@ def gather_self_and_mean(
 ) -> None:
     """Rows [begin, end) of layer 1's input: `out[i] = [x(dst i) | mean of x over i's edges]`.
 
+    Where there are no dst_slots, the means alone, and out is `[n, F]`.
+
     Slots count through the rows of `own`, then `cached`, then `missed`, `[., F]` each; `out` is
     `[n, 2F]`. Sums are float32. The mean of no edges is 0.
     """
     width = own.shape[1]
+    with_self = len(dst_slots) > 0
     out_self = out[:, :width]
-    out_mean = out[:, width:]
+    out_mean = out[:, width if with_self else 0 :]
     last_edge = indptr[end]
     for i in range(begin, end):
         first = indptr[i]
         last = indptr[i + 1]
         for e in range(min(first + _AHEAD, last_edge), min(last + _AHEAD, last_edge)):
             prefetch_row(own, slot_row(own, cached, missed, slots[e]))
-        if i + 2 < end:
-            prefetch_row(own, slot_row(own, cached, missed, dst_slots[i + 2]))
-        source = slot_row(own, cached, missed, dst_slots[i])
-        to = row(out_self, i)
-        for c in range(0, width, LANES):
-            store16(out_self, to, c, load16(own, source, c))
+        if with_self:
+            if i + 2 < end:
+                prefetch_row(own, slot_row(own, cached, missed, dst_slots[i + 2]))
+            source = slot_row(own, cached, missed, dst_slots[i])
+            to = row(out_self, i)
+            for c in range(0, width, LANES):
+                store16(out_self, to, c, load16(own, source, c))
         share = np.float32(1) / np.float32(max(last - first, 1))
         to = row(out_mean, i)
         for c in range(0, width, 4 * LANES):

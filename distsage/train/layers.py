@@ -36,6 +36,21 @@ def input_self_and_mean(inputs: InputLayer, dtype: torch.dtype = torch.float32) 
     return torch.cat((table[inputs.dst_slots], mean), 1).to(dtype)
 
 
+def neighbour_mean(tables: tuple[Tensor, ...], indptr: Tensor, slots: Tensor) -> Tensor:
+    """Mean of the edges' rows per destination, float32 `[n, F]`, without gradient.
+
+    Args:
+        tables, indptr, slots: as in `InputLayer`.
+    """
+    if _by_kernels(slots):
+        assert all(t.is_contiguous() for t in tables), "the kernel takes contiguous tables"
+        out = torch.empty(len(indptr) - 1, tables[0].shape[1])
+        _gather(out, indptr.numpy(), slots.numpy(), None, tables)
+        return out
+    (table,) = tables
+    return _mean(table, indptr, slots).float()
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`x weight' + bias` in the precision of x, `[n, out]`; gradients of parameters are float32."""
     return _Linear.apply(x, weight, bias)
@@ -197,14 +212,17 @@ def _gather(
     out: Tensor,
     indptr: np.ndarray,
     slots: np.ndarray,
-    dst_slots: np.ndarray,
+    dst_slots: np.ndarray | None,
     tables: tuple[Tensor, ...],
 ) -> None:
-    """`kernels.gather_self_and_mean` for all rows of out, from one to three tables."""
+    """`kernels.gather_self_and_mean` for all rows of out, from one to three tables.
+
+    Without dst_slots the means alone.
+    """
     arrays = [as_array(t) for t in tables]
     arrays += [arrays[0][:0]] * (3 - len(arrays))
-    edges = (as_array(out), indptr, slots, dst_slots)
-    _in_threads(len(dst_slots), lambda a, b: kernels.gather_self_and_mean(*edges, *arrays, a, b))
+    edges = (as_array(out), indptr, slots, slots[:0] if dst_slots is None else dst_slots)
+    _in_threads(len(out), lambda a, b: kernels.gather_self_and_mean(*edges, *arrays, a, b))
 
 
 def _by_kernels(tensor: Tensor) -> bool:

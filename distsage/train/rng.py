@@ -64,9 +64,3 @@ def stream_key(seed: int, epoch: int, trainer_rank: int, step: int, purpose: Pur
     for word in (seed, epoch, trainer_rank, step, int(purpose)):
         key = np.uint64(draw(key ^ np.uint64(word), 0))
     return key
-
-
-def shuffle_generator(seed: int, epoch: int) -> np.random.Generator:
-    """Return the generator that shuffles the seed nodes of one epoch, equal on every rank."""
-    entropy = np.random.SeedSequence([seed, epoch, int(Purpose.SHUFFLE)])
-    return np.random.Generator(np.random.SFC64(entropy))

@@ -6,7 +6,7 @@ import torch
 
 from distsage.data.graph import Topology
 from distsage.train import inference
-from distsage.train.inference import infer, layer_rows
+from distsage.train.inference import exchanged_rows, infer, layer_rows
 from distsage.train.model import GraphSAGE
 from tests.unit.graphs import random_topology
 
@@ -64,7 +64,8 @@ def test_owners_compute_the_same(setting):
             slot = np.full(N, -1, np.int32)
             slot[lo:hi] = np.arange(hi - lo)
             slot[halo] = hi - lo + np.arange(len(halo))
-            tables = (h[lo:hi], h[halo])
-            parts.append(layer_rows(model, layer, tables, indptr, slot[src_gid]))
+            rows = exchanged_rows(model, layer, h)
+            tables = (rows[lo:hi], rows[halo])
+            parts.append(layer_rows(model, layer, h[lo:hi], tables, indptr, slot[src_gid]))
         h = torch.cat(parts)
     torch.testing.assert_close(h, expected)

@@ -98,6 +98,22 @@ def test_logits_and_gradients_equal_dgl(num_layers, width, hidden, num_classes):
             )
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_tensor_operations_of_other_devices_do_the_same(precision, monkeypatch):
+    batch, x = sampled(3, 80, number_inputs=True), features(30)
+    inputs = gathered_input(batch, x[torch.from_numpy(batch.input_gid).long()])
+    results = []
+    for by_kernels in (True, False):
+        monkeypatch.setattr(layers, "_by_kernels", lambda _, answer=by_kernels: answer)
+        model = GraphSAGE(30, 64, 5, 3, dropout=0.5, seed=1, precision=precision)
+        logits = model(inputs, blocks_of(batch), batch.key)
+        weighted_sum(logits).backward()
+        results.append((logits.detach(), [p.grad for p in model.parameters()]))
+    near = 1e-4 if precision == torch.float32 else 0.05
+    for a, b in zip((results[0][0], *results[0][1]), (results[1][0], *results[1][1]), strict=True):
+        assert (a - b).norm() <= near * a.norm()
+
+
 def test_logits_equal_dense_numpy():
     """float64, by adjacency matrices; no code shared with the model or DGL."""
     model = GraphSAGE(20, 16, 5, 2, dropout=0.3, seed=1).eval()
