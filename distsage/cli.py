@@ -122,13 +122,21 @@ def _partition(arguments: Sequence[str]) -> None:
         num_trainers_per_host=config.num_trainers_per_host,
         seed=config.seed,
         force=config.force,
-        configuration={"dataset": config.dataset, "undirected": config.undirected},
+        configuration={
+            "dataset": config.dataset,
+            "undirected": config.undirected,
+            "split": config.split,
+            "split_index": config.split_index,
+            "feature_norm": config.feature_norm,
+        },
     )
     print(report)
     print(f"written to {output}")
 
 
 def _train(arguments: Sequence[str]) -> None:
+    if "--help" in arguments or "-h" in arguments:
+        parse(TrainConfig, "train", ["--help"])
     # Only rank 0 of an MPI job reads the configuration; the job carries it to the others.
     from distsage.train.distributed import train
 
@@ -136,6 +144,8 @@ def _train(arguments: Sequence[str]) -> None:
 
 
 def _preflight(arguments: Sequence[str]) -> None:
+    if "--help" in arguments or "-h" in arguments:
+        parse(PreflightConfig, "preflight", ["--help"])
     from distsage.launch.watch import Watched, run_watched
 
     def check(watched: Watched) -> None:
