@@ -23,6 +23,7 @@ import tyro
 
 from distsage.errors import UserError
 from distsage.report.tables import summary_table
+from tools.mpirun import launcher
 
 _MARKER = ".distsage-demo"
 _PYTHON = sys.executable
@@ -68,7 +69,7 @@ def run(config: DemoConfig) -> None:
     if config.nodes < 1000:
         raise UserError(f"--nodes is {config.nodes}; the demo needs at least 1000")
     started = time.monotonic()
-    launcher, environment = _launcher()
+    mpirun, environment = launcher(4)
     dataset = f"synthetic:{config.nodes}"
     epochs = ["--num-epochs", str(_EPOCHS)]
     with _fresh_directory(config.output) as output:
@@ -79,7 +80,7 @@ def run(config: DemoConfig) -> None:
             [*partition, "--output", str(output / "parts")],
             environment,
         )
-        train = [*launcher, _PYTHON, "-m", "mpi4py", "-m", "distsage", "train", *epochs]
+        train = [*mpirun, _PYTHON, "-m", "mpi4py", "-m", "distsage", "train", *epochs]
         train += ["--emulated-hosts", "2", "--batch-size", "500", "--parts", str(output / "parts")]
         _step(
             "2/3  training on 2 emulated hosts: 4 ranks, 2 of them servers, 2 trainers",
@@ -94,32 +95,6 @@ def run(config: DemoConfig) -> None:
         )
     table = summary_table(config.output / "train", config.output / "without-graph")
     print(f"\n{table}\n\ndone in {time.monotonic() - started:.0f} s")
-
-
-def _launcher() -> tuple[list[str], dict[str, str]]:
-    """How four ranks are started on this machine, and the environment of all steps."""
-    # Within a Slurm allocation mpirun would place the ranks on its hosts; the demo stays here.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
-    environment |= {
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "OMPI_MCA_mpi_yield_when_idle": "1",  # waiting ranks leave the cores to the others
-        "PYTHONUNBUFFERED": "1",
-    }
-    own = Path(_PYTHON).with_name("mpirun")
-    mpirun = str(own) if own.exists() else shutil.which("mpirun")
-    if mpirun is None:
-        raise UserError(
-            "there is no mpirun: load this machine's MPI, or install one into the environment "
-            "with DISTSAGE_MPI=wheel make install"
-        )
-    answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=60)
-    is_open_mpi = "Open MPI" in answer.stdout
-    if not own.exists():
-        library = "libmpi.so.40" if is_open_mpi else "libmpi.so.12"  # MPICH, Intel MPI
-        environment.setdefault("MPI4PY_LIBMPI", library)
-    placing = ["--oversubscribe", "--bind-to", "none"] if is_open_mpi else []
-    return [mpirun, "-n", "4", *placing], environment
 
 
 @contextlib.contextmanager

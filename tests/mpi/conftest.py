@@ -20,6 +20,7 @@ def planted(
     num_classes: int = 3,
     multilabel: bool = False,
     seed: int = 0,
+    train_mask: np.ndarray | None = None,
 ) -> Graph:
     """Random graph whose edges mostly stay within a class; features tell little of it.
 
@@ -36,6 +37,8 @@ def planted(
     if multilabel:
         labels = np.stack([kind == 0, kind != 1, kind == 2], 1).astype(np.float32)
     role = rng.choice(3, num_nodes, p=(0.5, 0.2, 0.3))
+    if train_mask is not None:
+        role = np.where(train_mask, 0, np.where(role == 0, 2, role))
     return Graph(
         name=name,
         topology=csc_from_edges(src[kept], dst[kept], num_nodes),

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import distsage as package
+from tools.mpirun import launcher
 
 MARKER = "DISTSAGE_TEST_JOB"
 SHARED_MEMORY = Path("/dev/shm")
-ENVIRONMENT = os.environ | {
+OURS = {
     "PYTHONPATH": str(Path(package.__file__).parents[1]),
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_mpi_yield_when_idle": "1",
     "OMP_NUM_THREADS": "1",
 }
 
 
 def mpirun(
-    n: int, *arguments: object, status: int = 0, timeout: float = 150
+    n: int, *arguments: object, status: int = 0, timeout: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m mpi4py ARGUMENTS` on n ranks; check how it ends and what it leaves."""
     return Job(n, *arguments).wait(status, timeout)
@@ -49,18 +47,17 @@ class Job:
     def __init__(self, n: int, *arguments: object) -> None:
         self.marker = uuid.uuid4().hex
         self.segments = segments()
-        command = [Path(sys.executable).with_name("mpirun"), "-n", n, "--oversubscribe"]
-        command += ["--bind-to", "none", sys.executable, "-m", "mpi4py", *arguments]
+        command, environment = launcher(n)
         self.process = subprocess.Popen(
-            list(map(str, command)),
-            env=ENVIRONMENT | {MARKER: self.marker},
+            [*command, sys.executable, "-m", "mpi4py", *map(str, arguments)],
+            env=environment | OURS | {MARKER: self.marker},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def wait(self, status: int = 0, timeout: float = 150) -> subprocess.CompletedProcess[str]:
+    def wait(self, status: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         """Wait for the end and check that nothing of the job is left on this machine."""
         try:
             out, err = self.process.communicate(timeout=timeout)
@@ -116,11 +113,11 @@ def distsage(*arguments: object, status: int = 0) -> subprocess.CompletedProcess
     """Run `python -m distsage ARGUMENTS` without MPI."""
     result = subprocess.run(
         [sys.executable, "-m", "distsage", *map(str, arguments)],
-        env=ENVIRONMENT,
+        env=os.environ | OURS,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=240,
     )
     assert result.returncode == status, f"{result.returncode}: {result.stdout}\n{result.stderr}"
     return result

@@ -1,0 +1,140 @@
+"""`distsage train` from the first rank to what the run directory holds."""
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import yaml
+from conftest import Partitioned, planted
+from jobs import (
+    Job,
+    epochs,
+    losses,
+    mpirun,
+    summary,
+    train,
+    train_arguments,
+)
+
+pytestmark = pytest.mark.mpi
+
+QUICK = ("--num-epochs", 4, "--num-hidden", 16, "--batch-size", 40, "--lr", 0.02)
+QUICK += ("--fan-out", "4,6", "--eval-every", 2)
+
+
+def weights(run_dir: Path) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(run_dir / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "hosts"), [(2, 1), (4, 2), (8, 4), (4, 1), (8, 2)], ids=lambda n: str(n)
+)
+def test_a_job_trains_and_leaves_a_whole_run_directory(
+    ranks: int, hosts: int, partitioned: Partitioned, tmp_path: Path
+) -> None:
+    parts = partitioned(planted(), hosts)
+    run_dir = tmp_path / "run"
+    ended = train(ranks, parts, run_dir, *QUICK, hosts=hosts)
+    assert len(re.findall(r"^epoch +\d/4 ", ended.stdout, re.MULTILINE)) == 4
+    assert ended.stderr == ""
+
+    servers = (run_dir / "ip_config.txt").read_text().splitlines()
+    assert len(servers) == hosts
+    ips, ports = zip(*(line.split() for line in servers), strict=True)
+    assert ips == tuple(f"127.0.0.{host + 1}" for host in range(hosts))
+    assert all(1024 <= int(port) < 65536 for port in ports)
+    assert sorted(path.name for path in (run_dir / "logs").iterdir()) == [
+        f"rank-{rank}.txt" for rank in range(ranks)
+    ]
+
+    records = epochs(run_dir)
+    assert [record["epoch"] for record in records] == [0, 1, 2, 3]
+    assert ["val" in record for record in records] == [False, True, False, True]
+    assert records[-1]["loss"] < records[0]["loss"]
+    steps = records[0]["steps"]["per_trainer"]
+    assert len(steps) == ranks // 2
+    assert len(set(steps)) == 1, "all trainers take the same number of steps"
+
+    result = summary(run_dir)
+    assert set(result) >= {"train", "val", "test", "epochs", "seconds", "hosts", "trainers"}
+    assert (result["hosts"], result["trainers"], result["epochs"]) == (hosts, ranks // 2, 4)
+    assert (result["edge_cut"] > 0) == (hosts > 1)
+    assert result["seconds"] > 0
+    for mask in ("train", "val", "test"):
+        assert 0.4 < result[mask]["accuracy"] <= 1  # a guess gets 0.33
+        assert set(result[mask]) == {"accuracy"}
+    best = records[result["best_epoch"]]
+    assert best["val"] == result["val"]
+    assert best["val"]["accuracy"] == max(r["val"]["accuracy"] for r in records if "val" in r)
+    assert all(np.isfinite(array).all() for array in weights(run_dir).values())
+
+
+def test_the_configuration_of_a_run_repeats_it_to_the_last_bit(
+    partitioned: Partitioned, tmp_path: Path
+) -> None:
+    parts = partitioned(planted(), 2)
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(8, parts, first, *QUICK, hosts=2)
+    written = yaml.safe_load((first / "config.yaml").read_text())
+    assert written["fan_out"] == "4,6"
+    assert written["parts"] == str(parts)
+    again = ["--config", first / "config.yaml", "--run-dir", second]
+    mpirun(8, "-m", "distsage", "train", *again)
+    assert losses(first) == losses(second)
+    assert len(set(losses(first))) == 4
+    a, b = weights(first), weights(second)
+    for name, array in a.items():
+        np.testing.assert_array_equal(array, b[name])
+    changed = {"run_dir": str(second)}
+    assert yaml.safe_load((second / "config.yaml").read_text()) == written | changed
+
+    # Another seed is another run.
+    third = tmp_path / "third"
+    mpirun(8, "-m", "distsage", "train", *again[:2], "--run-dir", third, "--seed", 1)
+    assert not set(losses(third)) & set(losses(first))
+
+
+def test_workers_change_nothing_but_time(partitioned: Partitioned, tmp_path: Path) -> None:
+    parts = partitioned(planted(), 2)
+    runs = [tmp_path / f"{workers}-workers" for workers in range(3)]
+    for workers, run_dir in enumerate(runs):
+        train(4, parts, run_dir, *QUICK, "--num-workers", workers, hosts=2)
+    for one, other in itertools.pairwise(runs):
+        assert losses(one) == losses(other)
+        np.testing.assert_equal(weights(one), weights(other))
+
+
+def test_an_earlier_run_is_kept(partitioned: Partitioned, tmp_path: Path) -> None:
+    parts = partitioned(planted(), 1)
+    train(2, parts, tmp_path, *QUICK, hosts=1)
+    earlier = losses(tmp_path), weights(tmp_path)
+    train(2, parts, tmp_path, *QUICK, "--seed", 1, hosts=1)
+    assert losses(tmp_path) != earlier[0]
+    assert losses(tmp_path / "earlier-1") == earlier[0]
+    np.testing.assert_equal(weights(tmp_path / "earlier-1"), earlier[1])
+    assert len(epochs(tmp_path)) == 4
+
+
+def test_two_jobs_with_graphs_of_one_name_do_not_meet(
+    partitioned: Partitioned, tmp_path: Path
+) -> None:
+    # Of the same size too, so that a mix-up would go unnoticed by DGL.
+    parts = [partitioned(planted(seed=seed), 2) for seed in (0, 1)]
+    alone = [tmp_path / "alone-0", tmp_path / "alone-1"]
+    longer = (*QUICK, "--num-epochs", 100)
+    for directory, run_dir in zip(parts, alone, strict=True):
+        train(4, directory, run_dir, *longer, hosts=2)
+    together = [tmp_path / "together-0", tmp_path / "together-1"]
+    jobs = [
+        Job(4, *train_arguments(directory, run_dir, *longer, hosts=2))
+        for directory, run_dir in zip(parts, together, strict=True)
+    ]
+    for job in jobs:
+        job.wait()
+    for one, other_dir in zip(alone, together, strict=True):
+        assert losses(one) == losses(other_dir)
+        np.testing.assert_equal(weights(one), weights(other_dir))
+    assert not set(losses(together[0])) & set(losses(together[1]))

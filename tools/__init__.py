@@ -1,0 +1,1 @@
+"""For people around the package: demo, accuracy, benchmarks, an emulated cluster."""
