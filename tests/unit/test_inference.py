@@ -69,3 +69,13 @@ def test_owners_compute_the_same(setting):
             parts.append(layer_rows(model, layer, h[lo:hi], tables, indptr, slot[src_gid]))
         h = torch.cat(parts)
     torch.testing.assert_close(h, expected)
+
+
+def test_narrow_layers_exchange_narrow_rows(setting):
+    model, _, x = setting  # 12 features, 16 hidden, 4 classes
+    hidden = torch.randn(5, 16)
+    assert exchanged_rows(model, 0, x) is x
+    assert exchanged_rows(model, 1, hidden) is hidden
+    narrow = exchanged_rows(model, 2, hidden)
+    torch.testing.assert_close(narrow, hidden @ model.layers[2].weight[:, 16:].t())
+    assert not narrow.requires_grad
