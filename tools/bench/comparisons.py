@@ -143,8 +143,9 @@ LOCAL_PROGRAMS = [
 ]
 
 QUICK: list[Comparison | LocalComparison] = [
-    Comparison("4 hosts", SYNTHETIC, None, Workload("10,25", 3), [BASELINE, FP32, ALL], 2),
-    LocalComparison("local", SYNTHETIC, Workload("10,25", 3), LOCAL_PROGRAMS, 2),
+    Comparison("4-hosts", SYNTHETIC, None, Workload("10,25", 3), [BASELINE, FP32, ALL], 2),
+    # Both sides with a worker, as `make local` runs.
+    LocalComparison("local", SYNTHETIC, Workload("10,25", 3), LOCAL_PROGRAMS[1::2], 2),
 ]
 
 _SLOW = 3600.0
@@ -152,10 +153,10 @@ FULL: list[Comparison | LocalComparison] = [
     LocalComparison("local", SYNTHETIC, Workload("10,25", 3), LOCAL_PROGRAMS, 2),
     *(
         Comparison(name, SYNTHETIC, rate, Workload("10,25", 3), [BASELINE, *TECHNIQUES], 2)
-        for name, rate in (("4 hosts", None), ("4 hosts 1gbit", "1gbit"))
+        for name, rate in (("4-hosts", None), ("4-hosts-1gbit", "1gbit"))
     ),
     Comparison(
-        "4 hosts 100mbit",
+        "4-hosts-100mbit",
         SYNTHETIC,
         "100mbit",
         Workload("10,25", 5, timeout=_SLOW),
@@ -166,13 +167,13 @@ FULL: list[Comparison | LocalComparison] = [
         Comparison(
             name, SYNTHETIC, rate, Workload("15,10,5", 3, timeout=_SLOW), [BASELINE, FP32, ALL], 2
         )
-        for name, rate in (("3 layers", None), ("3 layers 1gbit", "1gbit"))
+        for name, rate in (("3-layers", None), ("3-layers-1gbit", "1gbit"))
     ),
     *(
         Comparison(
             name, PRODUCTS, rate, Workload("10,25", 5, timeout=_SLOW), [BASELINE, FP32, ALL], 1
         )
-        for name, rate in (("large", None), ("large 1gbit", "1gbit"))
+        for name, rate in (("large", None), ("large-1gbit", "1gbit"))
     ),
     *(
         Comparison(name, graph, None, Workload("10,25", 18), [BASELINE, FP32, ALL], 2)

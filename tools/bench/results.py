@@ -69,9 +69,9 @@ class Results:
         of ours.
         """
         ratios = {}
-        if "4 hosts" in self.comparisons:
+        if "4-hosts" in self.comparisons:
             dgl, fp32, everything = (
-                self.medians("4 hosts", program.name) for program in (BASELINE, FP32, ALL)
+                self.medians("4-hosts", program.name) for program in (BASELINE, FP32, ALL)
             )
             ratios["cpu_fp32"] = dgl["cpu"] / fp32["cpu"]
             ratios["cpu_all"] = dgl["cpu"] / everything["cpu"]
