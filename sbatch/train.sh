@@ -88,17 +88,17 @@ if [[ -n ${DISTSAGE_INTERFACE:-} ]]; then
   options=(--interface "$DISTSAGE_INTERFACE")
 fi
 
-# The first rank that fails leaves a line here. A launcher that lingers after it, because it waits
-# for a host that is lost, is ended.
+# The first rank that fails leaves a line here, which is printed last. A launcher that lingers after
+# it, because it waits for a host that is lost, is ended.
 export DISTSAGE_FAILURE_NOTE=$DISTSAGE_LOGS/failure-${SLURM_JOB_ID:?}
-rm -f "$DISTSAGE_FAILURE_NOTE"
+rm -f "$DISTSAGE_FAILURE_NOTE"{,.running}
 end_lingering() {
   until [[ -e $DISTSAGE_FAILURE_NOTE ]]; do
     sleep 1
     stat --cached=never "$DISTSAGE_LOGS" >/dev/null || true # NFS looks again
   done
-  sleep 5
-  kill -TERM "$1" && sleep 5 && kill -KILL "$1"
+  sleep 3
+  kill -TERM "$1" && sleep 2 && kill -KILL "$1"
 }
 
 say "job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}: $ranks ranks, $ranks_per_host on each of $hosts" \
@@ -112,17 +112,33 @@ ended_by=
 trap 'ended_by=SIGTERM; kill -TERM "$job" 2>/dev/null || true' TERM
 while true; do
   status=0
-  wait "$job" || status=$? # a trapped signal ends it early
+  { wait "$job" || status=$?; } 2>/dev/null # a trapped signal ends it early
   kill -0 "$job" 2>/dev/null || break
 done
 kill "$watcher" 2>/dev/null || true
 
-# Some launchers end with status 0 when they are told to end.
+stat --cached=never "$DISTSAGE_LOGS" >/dev/null || true
+cause=$(cat "$DISTSAGE_FAILURE_NOTE" 2>/dev/null) || true
+if [[ $cause == *": ended by SIGTERM" ]] && ((status > 128 && status != 143)); then
+  cause= # by the launcher's end, which is the cause
+fi
+lost= # ranks that came up, did not end well and left no word
+if [[ -e $DISTSAGE_FAILURE_NOTE.running && ! -e $DISTSAGE_FAILURE_NOTE ]]; then lost=yes; fi
+if [[ $lost || -e $DISTSAGE_FAILURE_NOTE ]] && ((status == 0)); then
+  status=1 # some launchers end with status 0 although they have lost ranks
+fi
+rm -f "$DISTSAGE_FAILURE_NOTE"{,.running}
 if [[ -n $ended_by ]]; then
   say "ended by $ended_by (scancel, or the time limit)"
-  status=143
-elif [[ -e $DISTSAGE_FAILURE_NOTE && $status == 0 ]]; then
-  status=1
+  exit 143
+elif [[ -n $cause ]]; then
+  say "$cause"
+  # Slurm would run the job again if it had seen first that the host is lost.
+  if [[ $cause == *"its host is lost"* && ${SLURM_RESTART_COUNT:-0} -lt 3 ]]; then
+    scontrol requeue "$SLURM_JOB_ID" 2>/dev/null && sleep 60 # Slurm ends this script
+  fi
+elif [[ $lost ]] || ((status > 128)); then
+  say "$launcher on $(hostname) ended with status $status although no rank failed;" \
+    "was it, or one of its daemons, killed?"
 fi
-rm -f "$DISTSAGE_FAILURE_NOTE"
 exit "$status"

@@ -130,7 +130,7 @@ def choose_addresses(
     """
     if wanted is not None:
         return [_wanted_address(host, addresses[host], wanted) for host in hosts]
-    if len(hosts) == 1:
+    if len(hosts) == 1 and not addresses[hosts[0]]:
         return [Address("lo", "127.0.0.1", "127.0.0.0/8", 0)]
     best: list[Address] = []
     for candidate in addresses[hosts[0]]:

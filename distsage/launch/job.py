@@ -163,7 +163,7 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
         parts = world.agree("staged parts", lambda: Parts.open(target))
         staged = target
 
-    watched.mark("importing DGL")
+    watched.mark("importing DGL", State.STARTING)
     from distsage.launch.dgl_seam import DGLJob
 
     return Job(

@@ -38,9 +38,13 @@ from distsage.errors import UserError
 
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 10.0
+# In the failure note: sbatch/train.sh has Slurm run such a job again.
+HOST_LOST = "its host is lost"
 STOPPED_SECONDS = 5.0
 # A rank whose exception may follow from another rank's death lets that one's watcher speak first.
 YIELD_SECONDS = 1.0
+# A launcher that ends a rank because another has died lets the watchers find out which.
+LAUNCHER_YIELD_SECONDS = 0.2
 _DUMP_SIGNAL = signal.SIGUSR2
 _MARK = struct.Struct("=dB64s")  # time of the last mark, a State, what the rank does
 
@@ -51,6 +55,7 @@ class State(enum.IntEnum):
     WORKING = 0
     WAITING = 1  # for other ranks: one of them is stuck rather than this one
     IDLE = 2  # has nothing to do until somebody asks
+    STARTING = 3  # loads libraries: has as long as start-up may take
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,7 @@ class _Watcher:
         self._reap()  # a rank that ended before this process listened for its end
         next_beat = 0.0
         while True:
-            for key, _ in self.selector.select(0.25):
+            for key, _ in self.selector.select(0.25 if self.verdict is None else 0.02):
                 key.data(key.fileobj)
             now = time.monotonic()
             if self.verdict is not None and now >= self.verdict.due:
@@ -211,7 +216,14 @@ class _Watcher:
                 self._reap()
             elif number in (signal.SIGTERM, signal.SIGINT):
                 name = signal.Signals(number).name
-                self._report(f"ended by {name}", after=YIELD_SECONDS / 2, status=128 + number)
+                if self.verdict is not None:
+                    self._claim(self.verdict)  # the launcher soon kills who lingers
+                if self.ring is None:
+                    # Another rank has left before the ring was there, and said why.
+                    if self.child:
+                        os.kill(self.child, signal.SIGKILL)
+                    os._exit(128 + number)
+                self._report(f"ended by {name}", after=LAUNCHER_YIELD_SECONDS, status=128 + number)
 
     def _reap(self) -> None:
         pid, status = os.waitpid(self.child, os.WNOHANG)
@@ -226,8 +238,11 @@ class _Watcher:
             self.done |= 1 << self.ring.rank
             self._beat()
             self._end_if_all_done()
-        elif self.ring is None and code == 2:
-            os._exit(2)  # a user's mistake, which all ranks agreed on and rank 0 has told
+        elif code == 2:
+            # A user's mistake, which all ranks agreed on and rank 0 has told.
+            if self.ring is not None:
+                _claim_note(self.ring.note, "")
+            os._exit(2)
         else:
             name = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
             self._report(name, after=0, status=128 - code if code < 0 else code)
@@ -254,6 +269,8 @@ class _Watcher:
     def _join(self, ring: Ring) -> None:
         self.ring = ring
         self.heard = time.monotonic()
+        if ring.rank == 0 and _running_file():
+            Path(_running_file()).touch()
         # Whoever called earlier has waited in the backlog.
         self.selector.register(self.listener, selectors.EVENT_READ, self._on_connection)
         if len(ring.addresses) > 1:
@@ -324,7 +341,7 @@ class _Watcher:
         rank = (self.ring.rank - 1) % len(self.ring.labels)
         # A watcher that reports ends right after it has claimed the note; one that says nothing
         # was killed.
-        self._report("its watcher was killed", after=YIELD_SECONDS / 2, rank=rank)
+        self._report("its watcher was killed", after=LAUNCHER_YIELD_SECONDS, rank=rank)
 
     # What is done about it.
 
@@ -345,6 +362,8 @@ class _Watcher:
     def _end_if_all_done(self) -> None:
         assert self.ring is not None
         if self.done == (1 << len(self.ring.labels)) - 1:
+            if self.ring.rank == 0 and _running_file():
+                Path(_running_file()).unlink(missing_ok=True)
             os._exit(0)
 
     def _check(self, now: float) -> None:
@@ -361,21 +380,29 @@ class _Watcher:
                     f"did not come up within {self.startup_timeout:.0f} s ({what})", after=0
                 )
             return
-        stalled = state != State.IDLE and now - marked > self.ring.stall_timeout
-        if self.child and stalled:
+        bound = self.ring.stall_timeout
+        if state == State.STARTING:
+            bound = max(bound, self.startup_timeout)
+        if self.child and state != State.IDLE and now - marked > bound:
             # All ranks stall together; the one that waits for nobody is the one to name.
             self._dump_stacks()
-            cause = f"no progress for {self.ring.stall_timeout:.0f} s ({what})"
+            cause = f"no progress for {bound:.0f} s ({what})"
             if self.stopped_since is not None:
                 cause = f"stopped by a signal while {what}"
             self._report(cause, after=4.0 if state == State.WAITING else YIELD_SECONDS)
         if len(self.ring.labels) > 1 and now - self.heard > SILENCE_SECONDS:
             rank = (self.ring.rank - 1) % len(self.ring.labels)
-            self._report(
-                f"no sign of life for {SILENCE_SECONDS:.0f} s: host lost or process stopped",
-                after=0,
-                rank=rank,
-            )
+            self._report(self._why_silent(rank), after=0, rank=rank)
+
+    def _why_silent(self, rank: int) -> str:
+        """Ask the kernel of a silent watcher's host, which answers while there is power."""
+        assert self.ring is not None
+        ip, port = self.ring.addresses[rank]
+        try:
+            socket.create_connection((ip, port), timeout=1.0).close()
+        except OSError:
+            return f"{HOST_LOST} (no sign of life for {SILENCE_SECONDS:.0f} s)"
+        return "its watcher is stopped"
 
     def _check_stopped(self, now: float, what: str) -> None:
         try:
@@ -423,19 +450,30 @@ class _Watcher:
             self.verdict = _Verdict(time.monotonic() + after, rank, cause, trace, status)
 
     def _claim(self, verdict: _Verdict) -> NoReturn:
-        """Say why the job ends, unless another watcher has, and end this rank."""
+        """Say why the job ends, unless another watcher has, and end this rank.
+
+        A batch script that names the failure note prints it when all is over, as the last line.
+        """
         if self.child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.child, signal.SIGKILL)
-        note = self.ring.note if self.ring else os.environ.get("DISTSAGE_FAILURE_NOTE")
+        batch_note = os.environ.get("DISTSAGE_FAILURE_NOTE")
+        note = self.ring.note if self.ring else batch_note
         who = f"a rank on {socket.gethostname()}"
         if self.ring is not None and verdict.rank is not None:
             who = self.ring.labels[verdict.rank]
         line = f"{who}: {verdict.cause}"
         if _claim_note(note, line):
+            said = "" if batch_note else f"distsage: {line}\n"
             with contextlib.suppress(OSError):
-                os.write(2, f"{verdict.trace}distsage: {line}\n".encode())
+                os.write(2, f"{verdict.trace}{said}".encode())
         os._exit(verdict.status)
+
+
+def _running_file() -> str:
+    """Tells the batch script that the ranks came up and have not all ended well; "" without one."""
+    note = os.environ.get("DISTSAGE_FAILURE_NOTE")
+    return f"{note}.running" if note else ""
 
 
 def _claim_note(note: str | None, line: str) -> bool:

@@ -1,13 +1,15 @@
-"""One emulated Slurm cluster for all tests of this directory, ended whatever happens."""
+"""Emulated Slurm clusters for the tests of this directory, ended whatever happens."""
 
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from slurm_login import STATES, SlurmCluster, run_tool
+from slurm_login import REPOSITORY, STATES, SlurmCluster, run_tool
 
 
 def sweep() -> None:
@@ -18,17 +20,44 @@ def sweep() -> None:
             run_tool("--name", name, "down")
 
 
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    """Four hosts of four CPUs; a test that changes them (crash) puts them right again."""
+@contextlib.contextmanager
+def start_cluster(purpose: str, hosts: int, shared: Path) -> Iterator[SlurmCluster]:
+    """A cluster of `hosts` hosts of four CPUs that share the directory `shared`."""
     if os.geteuid() != 0:
         pytest.fail("tests/cluster starts a Slurm cluster on this machine and needs root for it")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `timeout` cleans up, too
     sweep()
-    name = f"test-{os.getpid()}"
+    name = f"test-{os.getpid()}-{purpose}"
     with contextlib.ExitStack() as undo:
         undo.callback(run_tool, "--name", name, "down")
-        shared = tmp_path_factory.getbasetemp()
-        answer = run_tool("--name", name, "up", "--share", shared, timeout=300)
+        answer = run_tool(
+            "--name", name, "up", "--hosts", str(hosts), "--share", shared, timeout=300
+        )
         assert answer.returncode == 0, answer.stderr
-        yield SlurmCluster(name, [f"node{k}" for k in range(1, 5)])
+        yield SlurmCluster(name, [f"node{k}" for k in range(1, hosts + 1)])
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """Four hosts; a test that changes them (crash) puts them right again."""
+    with start_cluster("main", 4, tmp_path_factory.getbasetemp()) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def parts_of(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Path]:
+    """The parts of a small graph, by their number: 1, 2 and 4."""
+    directory = tmp_path_factory.mktemp("parts")
+    for count in (1, 2, 4):
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "distsage", "partition"),
+                *("--dataset=synthetic:3000:10", f"--num-parts={count}"),
+                f"--output={directory / str(count)}",
+            ],
+            cwd=REPOSITORY,
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+    return {count: directory / str(count) for count in (1, 2, 4)}

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,9 @@ class SlurmCluster:
         self.name = name
         self.hosts = hosts
         self.state = STATES / f"distsage-cluster-{name}"
+        self._jobs: dict[int, dict[str, str]] = {}
+        self._listing = threading.Condition()
+        self._lister: subprocess.Popen[str] | None = None
 
     def tool(self, verb: str, *words: str | Path, **options: object) -> str:
         """Run a sub-command of `tools/cluster` on this cluster; return what it prints."""
@@ -63,9 +67,46 @@ class SlurmCluster:
         return int(self.tool("submit", *words, cwd=cwd, env=env))
 
     def job(self, job: int) -> dict[str, str]:
-        """Return what Slurm knows about a job: JobState, ExitCode, StdOut, NodeList, ..."""
-        text = self.exec("controller", "scontrol", "show", "job", str(job), "-o")
-        return dict(re.findall(r"([\w/:]+)=(.*?)(?= [\w/:]+=|\s*$)", text))
+        """Return what Slurm knows about a job: JobState, ExitCode, StdOut, NodeList, ...
+
+        One process on the controller lists the jobs for all threads of the tests, twice a second;
+        the answer is from a listing that began after the call.
+        """
+        with self._listing:
+            if self._lister is None:
+                self._lister = self._list_jobs()
+            for _ in range(2):
+                if self._jobs.get(job, {}).get("JobState") in ENDED:
+                    break  # it stays so
+                assert self._listing.wait(timeout=30), "the controller lists no jobs"
+            return self._jobs[job]
+
+    def _list_jobs(self) -> subprocess.Popen[str]:
+        script = "while sleep 0.4; do scontrol show job -o && echo; done"
+        words = ["--name", self.name, "exec", "controller", "sh", "-c", script]
+        lister = subprocess.Popen(
+            [sys.executable, TOOL, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+        def read() -> None:
+            jobs = {}
+            assert lister.stdout is not None
+            for line in lister.stdout:  # until the cluster is taken down
+                if line.strip():
+                    facts = dict(re.findall(r"([\w/:]+)=(.*?)(?= [\w/:]+=|\s*$)", line))
+                    jobs[int(facts["JobId"])] = facts
+                else:
+                    with self._listing:
+                        self._jobs = jobs
+                        self._listing.notify_all()
+                    jobs = {}
+
+        threading.Thread(target=read, daemon=True).start()
+        return lister
 
     def log(self, job: int) -> str:
         """Return what a job has printed so far."""
@@ -84,7 +125,6 @@ class SlurmCluster:
             if time.monotonic() > deadline:
                 self.exec("controller", "scancel", str(job))
                 pytest.fail(f"job {job} is {state} after {seconds} s:\n{self.log(job)}")
-            time.sleep(0.1)
         return state
 
     def complete(self, job: int, seconds: float = 60) -> str:

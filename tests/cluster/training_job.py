@@ -1,0 +1,205 @@
+"""A job of sbatch/train.sh on some hosts of a cluster, and what a test can do to it."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from slurm_login import ENDED, REPOSITORY, SlurmCluster
+
+SITE = {"DISTSAGE_MPI": "site"}
+WHEEL = {"DISTSAGE_MPI": "wheel"}
+SRUN = {"DISTSAGE_MPI": "site", "DISTSAGE_LAUNCHER": "srun"}
+
+# No job of these tests takes so long unless it hangs.
+HANGS = 120.0
+SMALL = ["--num-hidden=8", "--fan-out=3,3", "--num-workers=1"]
+
+# Prints a line `RANK PID PARENT` for every process of a rank: its watcher, and the rank itself.
+_LIST_RANKS = """
+import pathlib
+for process in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\\0")
+        values = (process / "environ").read_bytes().split(b"\\0")
+        parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+    except OSError:
+        continue
+    settings = dict(value.split(b"=", 1) for value in values if b"=" in value)
+    is_rank = words[1:5] == [b"-m", b"mpi4py", b"-m", b"distsage"]
+    if is_rank and settings.get(b"SLURM_JOB_ID") == b"%d":
+        rank = settings.get(b"OMPI_COMM_WORLD_RANK", settings.get(b"PMIX_RANK"))
+        print(rank.decode(), process.name, parent)
+"""
+
+
+@dataclass(frozen=True)
+class RankProcesses:
+    """Where a rank runs: its watcher and, forked from that, the rank itself."""
+
+    host: str
+    watcher: int
+    rank: int
+
+
+@dataclass
+class TrainingJob:
+    """One job of sbatch/train.sh, from its submission to its end."""
+
+    cluster: SlurmCluster
+    hosts: Sequence[str]
+    directory: Path
+    id: int
+    struck_at: float | None = None
+    seconds: float = field(default=float("nan"))
+
+    @property
+    def run_dir(self) -> Path:
+        return self.directory / "run"
+
+    def output(self) -> str:
+        """What the job has printed."""
+        path = self.directory / f"job-{self.id}.out"
+        return path.read_text(errors="replace").replace("\0", "") if path.exists() else ""
+
+    def said(self) -> list[str]:
+        """distsage's own lines in the output, without those that open a run or report progress."""
+        lines = [line for line in self.output().splitlines() if "distsage: " in line]
+        return [
+            line.partition("distsage: ")[2]
+            for line in lines
+            if not re.search(r"distsage: job \d+ on ", line)
+        ]
+
+    def wait_until(
+        self, what: str, condition: Callable[[], object], seconds: float = HANGS
+    ) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline or self.cluster.job(self.id)["JobState"] in ENDED:
+                self.cluster.exec("controller", "scancel", str(self.id))
+                pytest.fail(f"job {self.id}: no {what}\n{self.output()}")
+            time.sleep(0.1)
+
+    def trains(self) -> None:
+        """Wait until the first epochs are done."""
+        self.wait_until("training", lambda: "epoch   2/" in self.output())
+
+    def processes(self) -> dict[int, RankProcesses]:
+        """Every rank's processes, by rank."""
+        found: dict[int, RankProcesses] = {}
+        for host in self.hosts:
+            script = _LIST_RANKS % self.id
+            lines = self.cluster.exec(host, sys.executable, "-c", script).splitlines()
+            table = [tuple(map(int, line.split())) for line in lines]
+            pids = {pid for _, pid, _ in table}
+            for rank, pid, parent in table:
+                if parent in pids:
+                    found[rank] = RankProcesses(host, parent, pid)
+        return found
+
+    def strike(self) -> None:
+        """Note that the fault happens now."""
+        self.struck_at = time.monotonic()
+
+    def signal(self, host: str, pid: int | str, signal: str) -> None:
+        self.strike()
+        self.cluster.exec(host, "kill", f"-{signal}", str(pid))
+
+    def ends(self, seconds: float = HANGS) -> tuple[str, str]:
+        """Wait until the job has left RUNNING; return its state and exit code, `"FAILED", "1:0"`.
+
+        A hang guard, not a measurement: that is in `seconds` afterwards.
+        """
+        started = time.monotonic() if self.struck_at is None else self.struck_at
+        deadline = time.monotonic() + seconds
+        while (facts := self.cluster.job(self.id))["JobState"] in ("PENDING", "RUNNING"):
+            if time.monotonic() > deadline:
+                self.cluster.exec("controller", "scancel", str(self.id))
+                pytest.fail(f"job {self.id} has not ended after {seconds} s\n{self.output()}")
+        self.seconds = time.monotonic() - started
+        while (facts := self.cluster.job(self.id))["JobState"] == "COMPLETING":
+            pass
+        return facts["JobState"], facts["ExitCode"]
+
+    def completes(self, seconds: float = 2 * HANGS) -> None:
+        """The job has to end as COMPLETED with status 0, without a word but its progress."""
+        assert (self.ends(seconds), self.said()) == (("COMPLETED", "0:0"), []), self.output()
+        assert (self.run_dir / "summary.json").exists()
+
+    def fails_with(self, cause: str, code: str | None = None, seconds: float = HANGS) -> None:
+        """The job has to end as FAILED, with one line that matches `cause` and no other noise."""
+        state, exit_code = self.ends(seconds)
+        assert state == "FAILED", f"{state}\n{self.output()}"
+        assert code is None or exit_code == code, f"{exit_code}\n{self.output()}"
+        self.says(cause)
+
+    def says(self, cause: str) -> None:
+        """There has to be one line of distsage's, which matches `cause`, and no C++ traces."""
+        self.wait_until_written()
+        said = self.said()
+        assert len(said) == 1, self.output()
+        assert re.search(cause, said[0]), f"{said[0]!r} is not {cause!r}\n{self.output()}"
+        lines = [line for line in self.output().splitlines() if not line.startswith("epoch ")]
+        assert len(lines) < 60, self.output()
+
+    def wait_until_written(self) -> None:
+        """Output may arrive shortly after the state."""
+        deadline = time.monotonic() + 3
+        while not self.said() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+def submit(
+    cluster: SlurmCluster,
+    hosts: Sequence[str],
+    directory: Path,
+    *arguments: str | Path,
+    request: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    fault: Mapping[str, object] | None = None,
+    script: Sequence[str | Path] = (REPOSITORY / "sbatch" / "train.sh",),
+    pairs: int = 1,
+) -> TrainingJob:
+    """Submit train.sh (or another script) to exactly these hosts, from a new directory.
+
+    The arguments are the script's; `fault` is for faults/sitecustomize.py.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = {"DISTSAGE_VENV": sys.prefix, "OMP_NUM_THREADS": "1", **(env or {})}
+    if fault is not None:
+        settings["DISTSAGE_TEST_FAULT"] = json.dumps(fault)
+        settings["PYTHONPATH"] = str(Path(__file__).parent / "faults")
+    job = cluster.submit(
+        f"--nodelist={','.join(hosts)}",
+        f"--nodes={len(hosts)}",
+        f"--ntasks-per-node={2 * pairs}",
+        "--cpus-per-task=1",
+        "--output=job-%j.out",
+        *request,
+        *script,
+        *arguments,
+        cwd=directory,
+        env=settings,
+    )
+    return TrainingJob(cluster, hosts, directory, job)
+
+
+def left_on(cluster: SlurmCluster, host: str) -> set[str]:
+    """Commands that run on a host beside its daemons, and files in its shared memory."""
+    daemons = {"bash", "munged", "slurmd", "sleep", "sh", "ps", "ls"}
+    words = cluster.exec(host, "sh", "-c", "ps ax -o comm=; ls -d /dev/shm/* /tmp/stage/* 2>&-; :")
+    return set(words.split()) - daemons
+
+
+def nothing_left(cluster: SlurmCluster, hosts: Sequence[str], seconds: float = 20) -> None:
+    """No rank, launcher, shared-memory segment or staged copy may be left on the hosts."""
+    deadline = time.monotonic() + seconds
+    for host in hosts:
+        while left := left_on(cluster, host):
+            assert time.monotonic() < deadline, f"left on {host}: {sorted(left)}"
+            time.sleep(0.3)
