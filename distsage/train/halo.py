@@ -73,8 +73,8 @@ class HaloInference:
         """
         device = model.layers[0].weight.device
         halo = torch.from_numpy(self._feature_halo.astype(np.int64))
-        rows = [pull(piece) for piece in halo.split(_PULL_ROWS)] if len(halo) else []
-        remote = torch.cat(rows) if rows else own_features[:0]
+        pulled = [pull(piece) for piece in halo.split(_PULL_ROWS)] if len(halo) else []
+        remote = torch.cat(pulled) if pulled else own_features[:0]
         tables = _on_device((own_features, remote), device)
         first = self._low - self._part[0]
         own = own_features[first : first + self._high - self._low].to(device)

@@ -7,9 +7,9 @@ import signal
 import sys
 from pathlib import Path
 
-from slurm_cluster.cluster import Cluster, ClusterError
-from slurm_cluster.packages import InstallError, install_missing
-from slurm_cluster.settings import CONTROLLER, MOST_HOSTS
+from .cluster import Cluster, ClusterError
+from .packages import InstallError, install_missing
+from .settings import CONTROLLER, MOST_HOSTS
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from slurm_cluster import network, settings
-from slurm_cluster.settings import CONTROLLER
+from . import network, settings
+from .settings import CONTROLLER
 
 RUN = Path("/run")
 FREEZER = Path("/sys/fs/cgroup/freezer")

@@ -6,7 +6,7 @@ All of it is in the namespaces of the hosts; the machine's own network has no pa
 import subprocess
 from collections.abc import Sequence
 
-from slurm_cluster import settings
+from . import settings
 
 
 class NetworkError(Exception):
