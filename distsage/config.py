@@ -102,6 +102,12 @@ class TrainingOptions:
     """Width of the hidden layers."""
     fan_out: str = "10,25"
     """Neighbours sampled per layer, input layer first; as many layers as numbers; -1 takes all."""
+    sampler: Literal["neighbor", "labor"] = "neighbor"
+    """neighbor: every node picks its neighbours by itself. labor (LABOR-0, arXiv 2210.13339): as
+    many picks, but nodes of one layer pick the same neighbours where they can, so that a batch
+    needs fewer feature rows."""
+    replace: bool = False
+    """Pick with replacement: a neighbour may be picked twice (sampler neighbor)."""
     batch_size: int = 1000
     """Seed nodes per trainer and step, at most."""
     lr: float = 0.003
@@ -115,6 +121,8 @@ class TrainingOptions:
     num_workers: int = 1
     """Workers that prepare the next batches meanwhile: background threads of each trainer
     (train), worker processes of the DataLoader (local); 0 prepares them in line."""
+    feat_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type in which feature rows are kept, and sent over the network. Sums stay in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU where there is one."""
     seed: int = 0
@@ -122,6 +130,10 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         parse_fan_out(self.fan_out)
+        _require(
+            not (self.replace and self.sampler == "labor"),
+            "--replace goes with --sampler neighbor; labor picks without replacement",
+        )
         for name in ("num_epochs", "num_hidden", "batch_size", "eval_every"):
             value = getattr(self, name)
             option = name.replace("_", "-")
@@ -134,6 +146,13 @@ class TrainingOptions:
         _require(
             0 <= self.dropout < 1, f"--dropout is {self.dropout}; it must be at least 0 and below 1"
         )
+
+    @property
+    def sampling_method(self) -> Literal["uniform", "replacement", "labor"]:
+        """As `distsage.train.sampler` names it."""
+        if self.sampler == "labor":
+            return "labor"
+        return "replacement" if self.replace else "uniform"
 
     @property
     def fan_outs(self) -> tuple[int, ...]:

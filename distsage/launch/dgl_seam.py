@@ -15,6 +15,9 @@ Seams:
                           before they connect back. Clients start when all servers listen, so the
                           first attempt succeeds.
     servers' progress     A server that handles requests is told from one that waits for the next.
+    feature type          DGL serves features in the type of the file. Servers cast them when they
+                          load them, so that memory and network carry the type that is asked for:
+                          as int16, since DGL has no shared memory of bfloat16.
     signals               DGL's C++ handler calls exit() in a process with live threads, which ends
                           in pages of traces; it is not installed.
     quiet                 DGL's progress messages on standard output go to the log.
@@ -47,12 +50,14 @@ from dgl.distributed import (
     shared_mem_utils,
 )
 
+from distsage.data.precision import cast_features
 from distsage.launch.roles import Assignment
 
 log = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 _SIGNATURE_BYTES = 32
+_FEATURES = "_N/features"
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class DGLJob:
         prefix: of the names of this host's shared-memory segments; no slash.
         secret: signs the job's messages.
         startup_timeout: seconds until a missing server counts as absent.
+        feature_dtype: float32, float16 or bfloat16, in which features are kept and sent.
     """
 
     assignment: Assignment
@@ -76,6 +82,7 @@ class DGLJob:
     prefix: str
     secret: bytes
     startup_timeout: float
+    feature_dtype: str
 
 
 class _SignedPickle:
@@ -165,8 +172,19 @@ def serve(job: DGLJob, mark: Callable[[bool], None]) -> NoReturn:
 
     Raises:
         SystemExit: the trainers said goodbye; status 0.
+        UserError: a feature does not fit the type that it is to be kept in.
     """
     _install(job)
+    load = dist_graph.load_partition_feats
+
+    def load_and_cast(*args: Any, **kwargs: Any) -> Any:
+        node_rows, edge_rows = load(*args, **kwargs)
+        if node_rows is not None:
+            rows = cast_features(node_rows[_FEATURES], job.feature_dtype)
+            node_rows[_FEATURES] = rows.view(torch.int16) if rows.itemsize == 2 else rows
+        return node_rows, edge_rows
+
+    dist_graph.load_partition_feats = load_and_cast
     receive = rpc.recv_request
 
     def receive_and_mark(timeout: int) -> Any:
@@ -176,8 +194,17 @@ def serve(job: DGLJob, mark: Callable[[bool], None]) -> NoReturn:
         return request
 
     rpc.recv_request = receive_and_mark
-    dgl.distributed.initialize(str(job.ip_config))
+    try:
+        dgl.distributed.initialize(str(job.ip_config))
+    finally:
+        _unlink_segments(job)  # those of a part that could not be loaded
     sys.exit(0)
+
+
+def _unlink_segments(job: DGLJob) -> None:
+    """Take the names from this host's segments."""
+    for segment in SHARED_MEMORY.glob(f"{job.prefix}*"):
+        segment.unlink(missing_ok=True)
 
 
 def wait_for_listener(ip: str, port: int, timeout: float) -> bool:
@@ -204,23 +231,24 @@ class GraphStore:
         _install(job)
         dgl.distributed.initialize(str(job.ip_config))
         self._graph = dist_graph.DistGraph(graph_name)
+        self._feature_dtype: torch.dtype = getattr(torch, job.feature_dtype)
         self._client = kvstore.get_kvstore()
         # All ranks of the host have mapped the segments (DistGraph ends with a barrier). Without
         # their names they vanish with the last process, whatever ends it.
-        for segment in SHARED_MEMORY.glob(f"{job.prefix}*"):
-            segment.unlink(missing_ok=True)
+        _unlink_segments(job)
 
     def own_rows(self, name: str) -> torch.Tensor:
         """The rows of this host's part, in place in the server's shared memory."""
-        rows: torch.Tensor = self._client._data_store[f"node~_N~{name}"]
-        return rows
+        return self._typed(name, self._client._data_store[f"node~_N~{name}"])
 
     def pull(self, name: str, gids: torch.Tensor) -> torch.Tensor:
         """Rows `gids` (int64 `[n]`) of all parts, in that order. Blocks; releases the GIL."""
         if len(gids) == 0:
             return self.own_rows(name)[:0]
-        rows: torch.Tensor = self._client.pull(f"node~_N~{name}", gids)
-        return rows
+        return self._typed(name, self._client.pull(f"node~_N~{name}", gids))
+
+    def _typed(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        return rows.view(self._feature_dtype) if name == "features" else rows
 
     def close(self) -> None:
         """Say goodbye; the servers end when all trainers have. Collective; blocks."""

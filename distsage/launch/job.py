@@ -182,6 +182,7 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
             prefix=f"distsage.{os.getuid()}.{place.name}.{assignment.host}.",
             secret=secret,
             startup_timeout=config.startup_timeout,
+            feature_dtype=config.feat_dtype,
         ),
         store=store,
     )

@@ -87,7 +87,13 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     source = BatchSource(
         config,
         plan,
-        partial(Sampler, topology, config.fan_outs, number_inputs=gather),
+        partial(
+            Sampler,
+            topology,
+            config.fan_outs,
+            method=config.sampling_method,
+            number_inputs=gather,
+        ),
         rows,
         labels,
         gather=gather,

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distsage.config import LocalConfig
 from distsage.data.graph import Graph, Topology
+from distsage.data.precision import cast_features
 from distsage.train.batches import Batch
 from distsage.train.evaluation import score_masks
 from distsage.train.features import blocks_of, gathered_input, local_input
@@ -39,7 +40,9 @@ class SampledBatches(Dataset[MiniBatch]):
 
     def __init__(self, topology: Topology, config: LocalConfig, number_inputs: bool) -> None:
         self._seed = config.seed
-        self._sampler = Sampler(topology, config.fan_outs, number_inputs=number_inputs)
+        self._sampler = Sampler(
+            topology, config.fan_outs, method=config.sampling_method, number_inputs=number_inputs
+        )
 
     def __getitem__(self, index: _Index) -> MiniBatch:
         epoch, step, seeds = index
@@ -73,7 +76,7 @@ def train(config: LocalConfig) -> dict[str, Any]:
     graph, edge_cut = load(config)
     run = RunDirectory.begin(config.run_dir, config)
     topology = without_edges(graph.topology) if config.ignore_edges else graph.topology
-    features = dense_features(graph)
+    features = cast_features(dense_features(graph), config.feat_dtype)
     labels = torch.from_numpy(graph.labels)
     masks = {
         "train": torch.from_numpy(graph.train_mask),

@@ -1,0 +1,107 @@
+"""How large a cache is, and what it holds when several trainers fill it."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from distsage.config import TrainConfig
+from distsage.errors import UserError
+from distsage.train.cache import cache_rows, fill_cache
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({}, 200),
+        ({"cache_ratio": 0.0}, 0),
+        ({"cache_ratio": 0.35}, 350),
+        ({"cache_ratio": 1.0}, 1000),
+        ({"cache_bytes": 0}, 0),
+        ({"cache_bytes": 4099}, 10),
+        ({"cache_bytes": 10**9}, 1000),
+    ],
+)
+def test_budget(options, rows):
+    assert cache_rows(TrainConfig(parts="unused", **options), 1000, 400) == rows
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_ratio": -0.1},
+        {"cache_ratio": 1.5},
+        {"cache_bytes": -1},
+        {"cache_ratio": 0.2, "cache_bytes": 10},
+    ],
+)
+def test_bad_budgets(options):
+    with pytest.raises(UserError, match="--cache-"):
+        TrainConfig(parts="unused", **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("num_shares", [1, 3])
+@pytest.mark.parametrize("num_cached", [0, 2, 50])
+def test_trainers_fill_one_copy_together(tmp_path, dtype, num_shares, num_cached):
+    table = torch.arange(300).reshape(100, 3).to(dtype)
+    gids = np.random.default_rng(0).permutation(100)[:num_cached]
+    barrier = threading.Barrier(num_shares)
+    pulled = []
+
+    def pull(asked):
+        pulled.extend(asked.tolist())
+        return table[asked]
+
+    def fill(share):
+        rows[share] = fill_cache(
+            gids,
+            table[:0],
+            pull,
+            tmp_path / "segment",
+            share=share,
+            num_shares=num_shares,
+            barrier=lambda: barrier.wait(10),
+            mark=lambda doing: None,
+        )
+
+    rows = {}
+    threads = [threading.Thread(target=fill, args=(share,)) for share in range(num_shares)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(pulled) == sorted(gids), "every row is pulled once"
+    for share in range(num_shares):
+        assert rows[share].dtype == dtype
+        assert torch.equal(rows[share], table[gids])
+    if num_cached:
+        rows[0][0] = 7
+        assert (rows[num_shares - 1][0] == 7).all(), "the trainers share one copy"
+    assert list(tmp_path.iterdir()) == [], "the segment has no name any more"
+
+
+def test_too_little_shared_memory(tmp_path):
+    with pytest.raises(UserError, match="no room for a cache of .* lower --cache-ratio"):
+        fill_cache(
+            _Long(2**60),
+            torch.empty(0, 1),
+            lambda gids: gids,
+            tmp_path / "segment",
+            share=0,
+            num_shares=1,
+            barrier=lambda: None,
+            mark=lambda doing: None,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Long:
+    """Only its length is asked for."""
+
+    def __init__(self, length):
+        self._length = length
+
+    def __len__(self):
+        return self._length
