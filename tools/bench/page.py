@@ -27,8 +27,11 @@ all processes on the hosts, servers and daemons included, read from /proc; bytes
 hosts' interfaces received; memory is the peak of the fullest host, shared pages counted once. "x"
 is DGL's figure divided by ours.
 
-PyTorch Geometric's NeighborLoader is not compared: it needs pyg-lib or torch-sparse, which are not
-on the package index for this version of PyTorch.
+"Other work" is the number of cores that anything else on the machine kept busy during the measured
+epochs: epoch seconds next to more than a few tenths of a core were taken on a disturbed machine.
+
+PyTorch Geometric's NeighborLoader is not compared: it needs pyg-lib or torch-sparse, and pip found
+neither of them here.
 """
 
 
@@ -77,8 +80,8 @@ def _table(medians: dict[str, Medians]) -> list[str]:
 
     rows = [
         "| program | epoch s | CPU-s | received MB | val accuracy | evaluation s | memory GiB "
-        "| epochs |",
-        "|---|---|---|---|---|---|---|---|",
+        "| other work | epochs |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in medians.items():
         cells = [
@@ -89,6 +92,7 @@ def _table(medians: dict[str, Medians]) -> list[str]:
             f"{row['accuracy']:.4f}",
             f"{row['evaluation_seconds']:.1f}",
             f"{row['memory'] / 2**30:.2f}",
+            f"{row['other_cores']:.1f}",
             f"{row['epochs']:.0f}",
         ]
         rows.append(f"| {' | '.join(cells)} |")

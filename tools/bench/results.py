@@ -47,7 +47,8 @@ class Results:
     def medians(self, comparison: str, program: str) -> Medians:
         """Medians over all measured epochs of a program; memory is the largest.
 
-        Keys: seconds, cpu and received per epoch; accuracy, evaluation_seconds and memory.
+        Keys: seconds, cpu and received per epoch; other_cores that other work took meanwhile;
+        accuracy, evaluation_seconds, memory; and epochs, how many.
         """
         runs = self.comparisons[comparison]["programs"][program]
         epochs = [epoch for run in runs for epoch in run["epochs"]]
@@ -56,6 +57,7 @@ class Results:
                 name: statistics.median(epoch[name] for epoch in epochs)
                 for name in ("seconds", "cpu", "received")
             },
+            "other_cores": statistics.median(e["foreign"] / e["seconds"] for e in epochs),
             "epochs": len(epochs),
             "accuracy": statistics.median(run["accuracy"] for run in runs),
             "evaluation_seconds": statistics.median(run["evaluation_seconds"] for run in runs),
