@@ -102,7 +102,9 @@ class Watched:
 
     def mark(self, doing: str, state: State = State.WORKING) -> None:
         """Note progress: what the rank does from now on."""
-        _MARK.pack_into(self._page, 0, time.monotonic(), state, doing.encode()[:64])
+        # One copy of whole bytes: pack_into would clear the page first, and the watcher could read
+        # that moment as a mark from long ago.
+        self._page[: _MARK.size] = _MARK.pack(time.monotonic(), state, doing.encode()[:64])
 
     def join(self, ring: Ring) -> None:
         """Let the watcher join the ring. From here on stacks and C++ messages go to the log."""

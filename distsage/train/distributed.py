@@ -58,7 +58,7 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     from distsage.launch.job import release_stage
     from distsage.train.evaluation import score_masks
     from distsage.train.halo import HaloInference
-    from distsage.train.loop import Scores, choose_device, fit
+    from distsage.train.loop import PRECISIONS, Scores, choose_device, fit
     from distsage.train.model import GraphSAGE
     from distsage.train.remote_batches import BatchSource
     from distsage.train.run_directory import RunDirectory
@@ -105,6 +105,7 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
         len(config.fan_outs),
         config.dropout,
         config.seed,
+        PRECISIONS[config.precision],
     ).to(device)
 
     watched.mark("planning the exchange of halo rows", State.WAITING)

@@ -21,7 +21,7 @@ from distsage.train.batches import Batch
 from distsage.train.evaluation import score_masks
 from distsage.train.features import blocks_of, gathered_input, local_input
 from distsage.train.inference import infer
-from distsage.train.loop import Scores, choose_device, fit
+from distsage.train.loop import PRECISIONS, Scores, choose_device, fit
 from distsage.train.model import GraphSAGE
 from distsage.train.rng import Purpose, stream_key
 from distsage.train.run_directory import RunDirectory
@@ -90,6 +90,7 @@ def train(config: LocalConfig) -> dict[str, Any]:
         len(config.fan_outs),
         config.dropout,
         config.seed,
+        PRECISIONS[config.precision],
     ).to(device)
     train_nodes = np.flatnonzero(graph.train_mask).astype(np.int64)
     plan = SeedPlan(train_nodes, [len(train_nodes)], config.batch_size, config.seed, 0)

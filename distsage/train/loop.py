@@ -28,6 +28,10 @@ Scores = dict[str, dict[str, float]]
 Mark = Callable[[str, State], None]
 
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""What `--precision` stands for."""
+
+
 def choose_device(wanted: str) -> torch.device:
     """The device that `--device` asks for.
 
