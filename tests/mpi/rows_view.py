@@ -1,0 +1,63 @@
+"""The feature rows that every trainer finds, by cache and network. Started by the tests.
+
+Brings a job up like `distsage train`, with its options and `--run-dir`, and leaves one file per
+trainer in the run directory: for every node, in a mixed order, its row by `BatchSource.fetch`, and
+which rows its host keeps.
+"""
+
+import sys
+
+import numpy as np
+
+from distsage.cli import parse
+from distsage.config import TrainConfig
+from distsage.launch.watch import State, Watched, run_watched
+
+
+def be_a_rank(watched: Watched) -> None:
+    from distsage.launch import job as bring_up
+
+    job = bring_up.start(lambda: parse(TrainConfig, "train", sys.argv[1:]), watched)
+    if job.assignment.role == "server":
+        from distsage.launch.dgl_seam import serve
+
+        serve(job.dgl, lambda idle: watched.mark("serving", State.IDLE))
+    store = bring_up.connect(job)
+
+    import torch
+
+    from distsage.train.distributed import feature_rows
+    from distsage.train.remote_batches import BatchSource
+    from distsage.train.sampler import Sampler
+    from distsage.train.seeds import SeedPlan
+    from distsage.train.trainers import Trainers
+
+    config, assignment = job.config, job.assignment
+    trainers = Trainers(assignment.trainer_rank, assignment.num_trainers)
+    rows = feature_rows(job, store, trainers, watched)
+    source = BatchSource(
+        config,
+        SeedPlan(np.empty(0, np.int64), [0], 1, 0, trainers.rank),
+        lambda: Sampler(job.parts.topology(), config.fan_outs),
+        rows,
+        store.own_rows("labels"),
+        gather=False,
+    )
+    mixed = np.random.default_rng(trainers.rank).permutation(rows.num_nodes)
+    fetched = source.fetch(torch.from_numpy(mixed))
+    source.close()
+    np.savez(
+        config.run_dir / f"rows-{trainers.rank}.npz",
+        mixed=mixed,
+        fetched=fetched.float().numpy(),
+        dtype=str(fetched.dtype),
+        part=rows.part,
+        cached_gid=rows.cached_gid,
+        cached=rows.cached.float().numpy(),
+    )
+    store.close()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_watched(be_a_rank, TrainConfig.startup_timeout)
