@@ -4,7 +4,7 @@ Runs on trainer ranks and in the workers of the local run; needs numpy and numba
 release the GIL, so that a thread can sample ahead.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +66,51 @@ class MiniBatch:
     input_gid: np.ndarray | None
 
 
+Pick = Callable[[np.ndarray, int, np.uint64], tuple[np.ndarray, np.ndarray]]
+"""As `Neighbours.pick`."""
+
+
+class Neighbours:
+    """Picks among the in-edges of consecutive nodes. Keeps scratch space: not for two threads.
+
+    Args:
+        topology: in-edges of the whole graph; other nodes' are not read.
+        method: see `Sampler`.
+        low, high: the nodes, [low, high); all of them by default.
+    """
+
+    def __init__(
+        self, topology: Topology, method: Method, low: int = 0, high: int | None = None
+    ) -> None:
+        self._indptr = topology.indptr[low : topology.num_nodes + 1 if high is None else high + 1]
+        self._indices = topology.indices
+        self._low = low
+        self._method = method
+        max_degree = int(np.diff(self._indptr).max(initial=0))
+        if method == "labor":
+            self._numbers = np.empty((2, max_degree + 1), np.uint32)
+        else:
+            self._picked = np.zeros(max_degree // 64 + 1, np.uint64)
+
+    def pick(self, dst_gid: np.ndarray, fan_out: int, key: np.uint64) -> tuple[np.ndarray, ...]:
+        """Pick neighbours of distinct destinations, all in [low, high).
+
+        A destination's picks depend on its gid and the key, not on the others beside it.
+
+        Args:
+            dst_gid: `[n]` of the topology's integer type.
+            fan_out: of the layer; -1 takes all.
+            key: of the layer's stream.
+
+        Returns:
+            indptr int64 `[n + 1]` and source gids `[nnz]` of the topology's integer type.
+        """
+        arguments = (self._indptr, self._indices, self._low, dst_gid, fan_out, key)
+        if self._method == "labor":
+            return _sample_labor(*arguments, *self._numbers)
+        return _sample_independently(*arguments, self._method == "replacement", self._picked)
+
+
 class Sampler:
     """Neighbour sampling, layer by layer from the seeds (GraphSAGE, arXiv 1706.02216, 3.1).
 
@@ -86,6 +131,8 @@ class Sampler:
             -1 takes all of them. A node with fewer neighbours keeps those it has.
         method: see above. With `replacement` a node with any neighbours has exactly fan-out picks.
         number_inputs: also number the unique input nodes, for a caller that gathers their rows.
+        pick: picks the neighbours instead, where the edges are not at hand; of the topology, only
+            its size and type are then used.
 
     Raises:
         UserError: a fan-out is neither -1 nor positive.
@@ -98,19 +145,15 @@ class Sampler:
         *,
         method: Method = "uniform",
         number_inputs: bool = False,
+        pick: Pick | None = None,
     ) -> None:
         if not fan_outs or any(f != -1 and f < 1 for f in fan_outs):
             raise UserError(f"fan-outs are -1 (all neighbours) or at least 1, not {list(fan_outs)}")
         self.topology = topology
         self.fan_outs = tuple(int(f) for f in fan_outs)
-        self.method = method
         self.number_inputs = number_inputs
+        self._pick = pick or Neighbours(topology, method).pick
         self._slot = np.full(topology.num_nodes, -1, np.int32)
-        max_degree = int(np.diff(topology.indptr).max(initial=0))
-        if method == "labor":
-            self._numbers = np.empty((2, max_degree + 1), np.uint32)
-        else:
-            self._picked = np.zeros(max_degree // 64 + 1, np.uint64)
 
     def sample(self, seed_gid: np.ndarray, key: np.uint64, dropout_key: np.uint64) -> MiniBatch:
         """Draw one mini-batch.
@@ -126,18 +169,8 @@ class Sampler:
         input_gid = None
         dst_gid = seed_gid.astype(topology.indices.dtype)
         for layer in reversed(range(num_layers)):
-            arguments = (
-                topology.indptr,
-                topology.indices,
-                dst_gid,
-                self.fan_outs[layer],
-                np.uint64(draw(key, layer)),
-            )
-            if self.method == "labor":
-                indptr, src_gid = _sample_labor(*arguments, *self._numbers)
-            else:
-                replace = self.method == "replacement"
-                indptr, src_gid = _sample_independently(*arguments, replace, self._picked)
+            layer_key = np.uint64(draw(key, layer))
+            indptr, src_gid = self._pick(dst_gid, self.fan_outs[layer], layer_key)
             if layer == 0 and not self.number_inputs:
                 break
             gid = np.empty(len(dst_gid) + len(src_gid), src_gid.dtype)
@@ -158,6 +191,7 @@ class Sampler:
 def _sample_independently(
     indptr: np.ndarray,
     indices: np.ndarray,
+    low: int,
     dst_gid: np.ndarray,
     fan_out: int,
     key: np.uint64,
@@ -166,6 +200,7 @@ def _sample_independently(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pick neighbours of each destination: (indptr int64 `[n + 1]`, source gids `[nnz]`).
 
+    The edges of node v are indices[indptr[v - low]:indptr[v - low + 1]].
     Without replacement by Floyd's algorithm (Bentley, CACM 30(9), 1987): exactly fan_out draws a
     row. `picked` is a bit set of at least the largest degree, all zero before and after.
     """
@@ -173,7 +208,7 @@ def _sample_independently(
     out_indptr = np.empty(num_dst + 1, np.int64)
     out_indptr[0] = 0
     for i in range(num_dst):
-        v = dst_gid[i]
+        v = dst_gid[i] - low
         degree = indptr[v + 1] - indptr[v]
         if fan_out >= 0 and (degree > fan_out or (replace and degree > 0)):
             degree = fan_out
@@ -181,11 +216,11 @@ def _sample_independently(
 
     edge = np.empty(out_indptr[num_dst], np.int64)
     for i in range(num_dst):
-        v = dst_gid[i]
+        v = dst_gid[i] - low
         first = indptr[v]
         degree = indptr[v + 1] - first
         out = out_indptr[i]
-        row_key = mix64(key + np.uint64(i))
+        row_key = mix64(key + np.uint64(dst_gid[i]))
         if fan_out < 0 or (degree <= fan_out and not replace):
             for p in range(degree):
                 edge[out + p] = first + p
@@ -214,29 +249,30 @@ def _sample_independently(
 def _sample_labor(
     indptr: np.ndarray,
     indices: np.ndarray,
+    low: int,
     dst_gid: np.ndarray,
     fan_out: int,
     key: np.uint64,
     numbers: np.ndarray,
-    low: np.ndarray,
+    small: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pick the fan_out neighbours with the smallest `hash32(source, key)`; returns as above.
 
-    `numbers` and `low`, uint32, are scratch space for one element more than the largest degree.
+    `numbers` and `small`, uint32, are scratch space for one element more than the largest degree.
     """
     num_dst = len(dst_gid)
     out_indptr = np.empty(num_dst + 1, np.int64)
     out_indptr[0] = 0
     for i in range(num_dst):
-        v = dst_gid[i]
+        v = dst_gid[i] - low
         degree = indptr[v + 1] - indptr[v]
         out_indptr[i + 1] = out_indptr[i] + (degree if fan_out < 0 else min(degree, fan_out))
 
     out_src = np.empty(out_indptr[num_dst], indices.dtype)
     for i in range(num_dst):
         if i + 8 < num_dst:
-            prefetch_item(indices, indptr[dst_gid[i + 8]])
-        v = dst_gid[i]
+            prefetch_item(indices, indptr[dst_gid[i + 8] - low])
+        v = dst_gid[i] - low
         first = indptr[v]
         degree = indptr[v + 1] - first
         out = out_indptr[i]
@@ -248,21 +284,21 @@ def _sample_labor(
             numbers[p] = hash32(indices[first + p], key)
         # Nearly always the smallest are below a bound that few others are below, too.
         share = (fan_out + 3 * np.sqrt(fan_out) + 3) / degree
-        num_low = 0
-        while num_low < fan_out:
+        num_small = 0
+        while num_small < fan_out:
             bound = np.uint32(min(share, 1.0) * 0xFFFFFFFF)
-            num_low = 0
+            num_small = 0
             for p in range(degree):
-                low[num_low] = numbers[p]
-                num_low += numbers[p] <= bound
+                small[num_small] = numbers[p]
+                num_small += numbers[p] <= bound
             share *= 2
         last = np.uint32(0)  # the largest of the fan_out smallest
-        for q in range(num_low):
+        for q in range(num_small):
             rank = 0
-            for p in range(num_low):
-                rank += low[p] < low[q]
+            for p in range(num_small):
+                rank += small[p] < small[q]
             if rank < fan_out:
-                last = max(last, low[q])
+                last = max(last, small[q])
         p = 0
         for q in range(fan_out):
             while numbers[p] > last:
