@@ -225,6 +225,10 @@ class TrainConfig(TrainingOptions, JobOptions):
     """Copy each host's part to this directory on its own disk first; removed when it is open."""
     stall_timeout: float = 300.0
     """Seconds that a rank may go without progress before the job is ended."""
+    topology: Literal["auto", "replicated", "partitioned"] = "auto"
+    """replicated: every host samples from the whole topology, memory-mapped. partitioned: from its
+    part's, and asks the servers for the rest: slower, the same batches, and less memory. auto:
+    replicated if the topology takes less than half of the memory that every host has available."""
     cache_ratio: float | None = None
     """Fraction of the nodes of other parts whose feature rows each host keeps a copy of, those most
     likely to be sampled (default: 0.2). The host's trainers share it; 0 keeps none."""

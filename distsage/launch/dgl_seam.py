@@ -15,6 +15,8 @@ Seams:
                           before they connect back. Clients start when all servers listen, so the
                           first attempt succeeds.
     servers' progress     A server that handles requests is told from one that waits for the next.
+    questions             A service of our own beside DGL's: a trainer asks a host's servers for
+                          whatever they were started with an answer to, such as sampled neighbours.
     feature type          DGL serves features in the type of the file. Servers cast them when they
                           load them, so that memory and network carry the type that is asked for:
                           as int16, since DGL has no shared memory of bfloat16.
@@ -29,8 +31,9 @@ import os
 import pickle
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,6 +111,43 @@ class _SignedPickle:
         return pickle.loads(payload)
 
 
+Answer = Callable[..., Sequence[torch.Tensor]]
+"""Called with a question's tensor and arguments in a server; what it gives goes back."""
+
+_QUESTION_SERVICE = 730_001
+_answers: dict[str, Answer] = {}
+
+
+class _Question(rpc.Request):
+    """Ask a server `subject`; the arguments are plain numbers."""
+
+    def __init__(self, subject: str, arguments: tuple[int, ...], tensor: torch.Tensor) -> None:
+        self._state = subject, arguments, tensor
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._state
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._state = state
+
+    def process_request(self, server_state: Any) -> "_Tensors":
+        subject, arguments, tensor = self._state
+        return _Tensors(tuple(_answers[subject](tensor, *arguments)))
+
+
+class _Tensors(rpc.Response):
+    """The answer; DGL unpacks a tuple of one."""
+
+    def __init__(self, tensors: tuple[torch.Tensor, ...]) -> None:
+        self.tensors = tensors
+
+    def __getstate__(self) -> tuple[torch.Tensor, ...]:
+        return self.tensors
+
+    def __setstate__(self, state: Any) -> None:
+        self.tensors = state if isinstance(state, tuple) else (state,)
+
+
 def _log_print(*words: Any, **_: Any) -> None:
     log.info(" ".join(map(str, words)))
 
@@ -139,6 +179,7 @@ def _install(job: DGLJob) -> None:
     rpc_server.time = SimpleNamespace(sleep=lambda _: time.sleep(0.2))
     for module in (dist_context, dist_graph, rpc, rpc_client, rpc_server):
         module.print = _log_print
+    rpc.register_service(_QUESTION_SERVICE, _Question, _Tensors)
 
     assignment = job.assignment
     os.environ.update(
@@ -163,18 +204,20 @@ def _unused_port(ip: str) -> int:
         return port
 
 
-def serve(job: DGLJob, mark: Callable[[bool], None]) -> NoReturn:
+def serve(job: DGLJob, mark: Callable[[bool], None], answers: Mapping[str, Answer]) -> NoReturn:
     """Serve this host's part until the trainers are done. Blocks.
 
     Args:
         job: of this rank.
         mark: called with True when the server starts to wait for a request, False when it has one.
+        answers: to the questions of the trainers, by subject.
 
     Raises:
         SystemExit: the trainers said goodbye; status 0.
         UserError: a feature does not fit the type that it is to be kept in.
     """
     _install(job)
+    _answers.update(answers)
     load = dist_graph.load_partition_feats
 
     def load_and_cast(*args: Any, **kwargs: Any) -> Any:
@@ -224,7 +267,10 @@ def wait_for_listener(ip: str, port: int, timeout: float) -> bool:
 
 
 class GraphStore:
-    """Node data of all parts, as the trainer sees it. One per trainer; not for several threads."""
+    """Data of all parts, as the trainer sees them. One per trainer.
+
+    Several threads may use it: DGL's client is not made for that, so one waits for the other.
+    """
 
     def __init__(self, job: DGLJob, graph_name: str) -> None:
         """Connect to all servers. Collective over the trainers; blocks."""
@@ -233,6 +279,7 @@ class GraphStore:
         self._graph = dist_graph.DistGraph(graph_name)
         self._feature_dtype: torch.dtype = getattr(torch, job.feature_dtype)
         self._client = kvstore.get_kvstore()
+        self._one_at_a_time = threading.Lock()
         # All ranks of the host have mapped the segments (DistGraph ends with a barrier). Without
         # their names they vanish with the last process, whatever ends it.
         _unlink_segments(job)
@@ -245,7 +292,26 @@ class GraphStore:
         """Rows `gids` (int64 `[n]`) of all parts, in that order. Blocks; releases the GIL."""
         if len(gids) == 0:
             return self.own_rows(name)[:0]
-        return self._typed(name, self._client.pull(f"node~_N~{name}", gids))
+        with self._one_at_a_time:
+            return self._typed(name, self._client.pull(f"node~_N~{name}", gids))
+
+    def ask(
+        self, subject: str, tensors: Mapping[int, torch.Tensor], *arguments: int
+    ) -> dict[int, tuple[torch.Tensor, ...]]:
+        """Ask the servers of several parts at once. Blocks; releases the GIL while it waits.
+
+        Args:
+            subject: which of the servers' `answers`.
+            tensors: for each part that is asked, what it is asked about; not empty.
+            arguments: further ones, the same for all parts.
+
+        Returns:
+            What each part's server answers.
+        """
+        questions = [(part, _Question(subject, arguments, t)) for part, t in tensors.items()]
+        with self._one_at_a_time:
+            answers = rpc.remote_call(questions)
+        return {part: answer.tensors for part, answer in zip(tensors, answers, strict=True)}
 
     def _typed(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         return rows.view(self._feature_dtype) if name == "features" else rows

@@ -15,7 +15,7 @@ from typing import Any
 
 import numba
 
-_FILES = ("compiled", "features", "kernels", "rng", "sampler", "vectors")
+_FILES = ("compiled", "features", "kernels", "partitioned", "rng", "sampler", "vectors")
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +11,12 @@ from distsage.config import TrainConfig
 from distsage.launch.watch import State, Watched, run_watched
 
 if TYPE_CHECKING:
-    from distsage.launch.dgl_seam import GraphStore
+    from distsage.data.graph import Topology
+    from distsage.launch.dgl_seam import Answer, GraphStore
     from distsage.launch.job import Job
+    from distsage.train.partitioned import PartAnswer
     from distsage.train.remote_batches import FeatureRows
+    from distsage.train.sampler import Sampler
     from distsage.train.trainers import Trainers
 
 
@@ -41,6 +44,7 @@ def _be_a_rank(read_config: Callable[[], TrainConfig], watched: Watched) -> None
         serve(
             job.dgl,
             lambda idle: watched.mark("serving", State.IDLE if idle else State.WORKING),
+            _answers(job),
         )
     watched.mark("connecting to the servers", State.WAITING)
     store = bring_up.connect(job)
@@ -62,7 +66,6 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     from distsage.train.model import GraphSAGE
     from distsage.train.remote_batches import BatchSource
     from distsage.train.run_directory import RunDirectory
-    from distsage.train.sampler import Sampler
     from distsage.train.seeds import SeedPlan
     from distsage.train.trainers import Trainers
 
@@ -87,13 +90,7 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     source = BatchSource(
         config,
         plan,
-        partial(
-            Sampler,
-            topology,
-            config.fan_outs,
-            method=config.sampling_method,
-            number_inputs=gather,
-        ),
+        _new_sampler(job, store, trainers, topology, number_inputs=gather),
         rows,
         labels,
         gather=gather,
@@ -142,6 +139,55 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
                 "edge_cut": manifest.edge_cut,
             }
         )
+
+
+def _answers(job: "Job") -> "dict[str, Answer]":
+    """What this host's server answers beside what DGL's servers do."""
+    topology = job.parts.topology()  # opened now: a staged copy loses its name before the first ask
+    part = job.parts.manifest.parts[job.assignment.host].nodes
+
+    @cache
+    def neighbours() -> "PartAnswer":
+        # Compiled code is loaded when somebody asks: most jobs sample from the whole topology.
+        from distsage.train.partitioned import PartAnswer
+
+        return PartAnswer(topology, job.config.sampling_method, *part)
+
+    return {"neighbours": lambda dst_gid, *layer: neighbours().pick(dst_gid, *layer)}
+
+
+def _new_sampler(
+    job: "Job",
+    store: "GraphStore",
+    trainers: "Trainers",
+    topology: "Topology",
+    *,
+    number_inputs: bool,
+) -> "Callable[[], Sampler]":
+    """What makes a sampler, on the whole topology or on this part's. Collective over trainers."""
+    import psutil
+    import torch
+
+    from distsage.train.partitioned import PartitionedNeighbours, choose_topology
+    from distsage.train.sampler import Neighbours, Sampler
+
+    config, host, method = job.config, job.assignment.host, job.config.sampling_method
+    available = trainers.concatenate(torch.tensor([psutil.virtual_memory().available]))
+    choice, why = choose_topology(config.topology, topology, int(available.min()))
+    if trainers.rank == 0:
+        print(why, flush=True)
+
+    def new_sampler() -> Sampler:
+        pick = None
+        if choice == "partitioned":
+            own = Neighbours(topology, method, *job.parts.manifest.parts[host].nodes)
+            ask = partial(store.ask, "neighbours")
+            pick = PartitionedNeighbours(own, host, job.parts.offsets, ask).pick
+        return Sampler(
+            topology, config.fan_outs, method=method, number_inputs=number_inputs, pick=pick
+        )
+
+    return new_sampler
 
 
 def feature_rows(

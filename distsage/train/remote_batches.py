@@ -1,6 +1,5 @@
 """A trainer's mini-batches, from its host's part and everybody else's. Runs on trainer ranks."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,8 @@ class FeatureRows:
         own: `[high - low, F]`, in place in the server's memory.
         cached_gid: int64 `[c]`, nodes of other parts whose rows are kept here as well.
         cached: `[c, F]`, their rows.
-        pull: rows of any gids (int64 `[n]`), in that order, from their servers; blocks.
+        pull: rows of any gids (int64 `[n]`), in that order, from their servers; blocks. Several
+            threads may call it.
     """
 
     num_nodes: int
@@ -88,7 +88,6 @@ class BatchSource:
         self._rows = rows
         self._labels = labels
         self._gather = gather
-        self._one_pull_at_a_time = threading.Lock()  # DGL's client is not for several threads
         # Samplers and slot maps keep scratch space: whoever prepares a batch takes a pair.
         self._tools: SimpleQueue[tuple[Sampler, SlotMap]] = SimpleQueue()
         for _ in range(max(1, config.num_workers)):
@@ -195,6 +194,5 @@ class BatchSource:
         return inputs, num_rows
 
     def _tables(self, split: SlotSplit) -> tuple[Tensor, Tensor, Tensor]:
-        with self._one_pull_at_a_time:
-            missed = self._rows.pull(torch.from_numpy(split.missed_gid))
+        missed = self._rows.pull(torch.from_numpy(split.missed_gid))
         return self._rows.own, self._rows.cached, missed

@@ -92,7 +92,9 @@ class Neighbours:
         else:
             self._picked = np.zeros(max_degree // 64 + 1, np.uint64)
 
-    def pick(self, dst_gid: np.ndarray, fan_out: int, key: np.uint64) -> tuple[np.ndarray, ...]:
+    def pick(
+        self, dst_gid: np.ndarray, fan_out: int, key: np.uint64
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Pick neighbours of distinct destinations, all in [low, high).
 
         A destination's picks depend on its gid and the key, not on the others beside it.
@@ -107,8 +109,11 @@ class Neighbours:
         """
         arguments = (self._indptr, self._indices, self._low, dst_gid, fan_out, key)
         if self._method == "labor":
-            return _sample_labor(*arguments, *self._numbers)
-        return _sample_independently(*arguments, self._method == "replacement", self._picked)
+            indptr, src_gid = _sample_labor(*arguments, *self._numbers)
+        else:
+            replace = self._method == "replacement"
+            indptr, src_gid = _sample_independently(*arguments, replace, self._picked)
+        return indptr, src_gid
 
 
 class Sampler:

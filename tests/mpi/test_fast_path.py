@@ -109,3 +109,18 @@ def test_features_that_do_not_fit_the_type_end_the_job(
     parts = partitioned(numbered(99_997), 1)
     ended = train(2, parts, tmp_path, *QUICK, "--feat-dtype", "float16", hosts=1, status=2)
     assert "a feature of 100000 is too large for --feat-dtype float16" in ended.stderr
+
+
+@pytest.mark.parametrize("sampler", ["neighbor", "labor"])
+def test_partitioned_topology_gives_the_same_run(
+    sampler: str, partitioned: Partitioned, tmp_path: Path
+) -> None:
+    parts = partitioned(planted(), 2)
+    options = (*QUICK, "--sampler", sampler, "--num-workers", 2)
+    whole, slices = tmp_path / "replicated", tmp_path / "partitioned"
+    first = train(8, parts, whole, *options, hosts=2)
+    second = train(8, parts, slices, *options, "--topology", "partitioned", hosts=2)
+    assert first.stdout.startswith("topology replicated (")
+    assert second.stdout.startswith("topology partitioned, as asked for (")
+    assert losses(whole) == losses(slices)
+    assert summary(whole)["test"] == summary(slices)["test"]

@@ -21,7 +21,7 @@ def be_a_rank(watched: Watched) -> None:
     if job.assignment.role == "server":
         from distsage.launch.dgl_seam import serve
 
-        serve(job.dgl, lambda idle: watched.mark("serving", State.IDLE))
+        serve(job.dgl, lambda idle: watched.mark("serving", State.IDLE), {})
     store = bring_up.connect(job)
 
     import torch
