@@ -25,7 +25,7 @@ from distsage.launch import preflight
 from distsage.launch.ports import find_free_ports
 from distsage.launch.roles import Assignment, assign, emulated_layout
 from distsage.launch.stage import stage_part, staged_path, sweep_staged
-from distsage.launch.watch import Ring, State, Watched
+from distsage.launch.watch import WAIT_SECONDS, Ring, State, Watched
 from distsage.launch.world import World
 from distsage.partition.parts import Parts
 
@@ -501,6 +501,6 @@ def connect(job: Job) -> "GraphStore":
         store=store,
         rank=assignment.trainer_rank,
         world_size=assignment.num_trainers,
-        timeout=timedelta(seconds=config.startup_timeout),
+        timeout=timedelta(seconds=max(config.startup_timeout, config.stall_timeout + WAIT_SECONDS)),
     )
     return graph_store

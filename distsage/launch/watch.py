@@ -45,6 +45,9 @@ STOPPED_SECONDS = 5.0
 YIELD_SECONDS = 1.0
 # A launcher that ends a rank because another has died lets the watchers find out which.
 LAUNCHER_YIELD_SECONDS = 0.2
+# A rank that waits for others gives up so many seconds after `stall_timeout`: the watchers, who can
+# tell which rank is stuck, come first.
+WAIT_SECONDS = 10.0
 _DUMP_SIGNAL = signal.SIGUSR2
 _MARK = struct.Struct("=dB64s")  # time of the last mark, a State, what the rank does
 
@@ -55,7 +58,7 @@ class State(enum.IntEnum):
     WORKING = 0
     WAITING = 1  # for other ranks: one of them is stuck rather than this one
     IDLE = 2  # has nothing to do until somebody asks
-    STARTING = 3  # loads libraries: has as long as start-up may take
+    STARTING = 3  # loads libraries, connects: has as long as start-up may take
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,8 @@ class _Watcher:
         self.stopped_since: float | None = None
         self.dumped = False
         self.verdict: _Verdict | None = None
+        self.leave_at: float | None = None
+        self.leave_status = 0
         self.selector = selectors.DefaultSelector()
         self.buffers: dict[socket.socket, bytes] = {}
 
@@ -205,6 +210,10 @@ class _Watcher:
             now = time.monotonic()
             if self.verdict is not None and now >= self.verdict.due:
                 self._claim(self.verdict)
+            if self.leave_at is not None and now >= self.leave_at:
+                if self.child:
+                    os.kill(self.child, signal.SIGKILL)
+                os._exit(self.leave_status)
             if now >= next_beat:
                 next_beat = now + BEAT_SECONDS
                 self._beat()
@@ -221,10 +230,10 @@ class _Watcher:
                 if self.verdict is not None:
                     self._claim(self.verdict)  # the launcher soon kills who lingers
                 if self.ring is None:
-                    # Another rank has left before the ring was there, and said why.
-                    if self.child:
-                        os.kill(self.child, signal.SIGKILL)
-                    os._exit(128 + number)
+                    # Another rank has left, and said why; perhaps this one is about to.
+                    self.leave_at = time.monotonic() + YIELD_SECONDS
+                    self.leave_status = 128 + number
+                    continue
                 self._report(f"ended by {name}", after=LAUNCHER_YIELD_SECONDS, status=128 + number)
 
     def _reap(self) -> None:
@@ -240,6 +249,8 @@ class _Watcher:
             self.done |= 1 << self.ring.rank
             self._beat()
             self._end_if_all_done()
+        elif self.leave_at is not None and code < 0:
+            os._exit(self.leave_status)
         elif code == 2:
             # A user's mistake, which all ranks agreed on and rank 0 has told.
             if self.ring is not None:
@@ -377,14 +388,16 @@ class _Watcher:
         if self.child:
             self._check_stopped(now, what)
         if self.ring is None:
-            if now - marked > self.startup_timeout + 10:
+            if now - marked > self.startup_timeout + WAIT_SECONDS:
                 self._report(
                     f"did not come up within {self.startup_timeout:.0f} s ({what})", after=0
                 )
             return
         bound = self.ring.stall_timeout
         if state == State.STARTING:
-            bound = max(bound, self.startup_timeout)
+            bound = max(
+                bound, self.startup_timeout + WAIT_SECONDS
+            )  # who waits for others has told by then
         if self.child and state != State.IDLE and now - marked > bound:
             # All ranks stall together; the one that waits for nobody is the one to name.
             self._dump_stacks()

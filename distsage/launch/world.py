@@ -1,5 +1,6 @@
 """MPI's world: bounded collectives, and errors that every rank learns of. Runs on every rank."""
 
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -128,6 +129,8 @@ class World:
         Raises:
             SystemExit: always.
         """
+        # Launchers tell the other ranks to end as soon as the first has left; all leave alike.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         # Finalised before the exit status is known to mpi4py's runner, which would abort the job
         # with a page of Open MPI's own words.
         MPI.Finalize()

@@ -46,7 +46,7 @@ def _be_a_rank(read_config: Callable[[], TrainConfig], watched: Watched) -> None
             lambda idle: watched.mark("serving", State.IDLE if idle else State.WORKING),
             _answers(job),
         )
-    watched.mark("connecting to the servers", State.WAITING)
+    watched.mark("connecting to the servers", State.STARTING)
     store = bring_up.connect(job)
     _train(job, store, watched)
     watched.mark("saying goodbye", State.WAITING)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distsage.config import TrainConfig
+from distsage.launch.watch import WAIT_SECONDS
 from distsage.train.batches import Batch, prepare_ahead
 from distsage.train.features import InputLayer, SlotMap, SlotSplit, blocks_of, gathered_input
 from distsage.train.rng import Purpose, stream_key
@@ -102,7 +103,7 @@ class BatchSource:
         """The batches of an epoch, in order.
 
         Raises:
-            TimeoutError: a worker took longer than `stall_timeout` for a batch.
+            TimeoutError: a worker took much longer than `stall_timeout` for a batch.
             Exception: what went wrong in a worker.
         """
         if epoch != self._next_epoch:
@@ -111,7 +112,7 @@ class BatchSource:
                 self._prepare,
                 self._workers,
                 self._config.num_workers,
-                self._config.stall_timeout,
+                self._config.stall_timeout + WAIT_SECONDS,
             )
         self._next_epoch = epoch + 1
         return islice(self._stream, self._plan.num_steps)

@@ -56,6 +56,7 @@ class TrainingJob:
     id: int
     struck_at: float | None = None
     seconds: float = field(default=float("nan"))
+    cause: str = ""
 
     @property
     def run_dir(self) -> Path:
@@ -143,6 +144,7 @@ class TrainingJob:
         self.wait_until_written()
         said = self.said()
         assert len(said) == 1, self.output()
+        self.cause = said[0]
         assert re.search(cause, said[0]), f"{said[0]!r} is not {cause!r}\n{self.output()}"
         lines = [line for line in self.output().splitlines() if not line.startswith("epoch ")]
         assert len(lines) < 60, self.output()
