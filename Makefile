@@ -35,10 +35,10 @@ submit: ## PARTS_DIR=… [RUN_DIR=…] [SBATCH_ARGS=…] [ARGS=…]: submit sbat
 	  $(if $(RUN_DIR),--run-dir '$(RUN_DIR)') $(ARGS)
 
 test: install ## unit and MPI tests
-	@$(PYTEST) tests/unit tests/mpi $(ARGS)
+	@$(PYTEST) tests/unit tests/mpi -o timeout=900 $(ARGS)
 
 test-cluster: install ## tests on a Slurm cluster on this machine (root; installs Debian packages)
-	@$(PYTEST) tests/cluster $(ARGS)
+	@$(PYTEST) tests/cluster -o timeout=1500 $(ARGS)
 
 cluster-up: install ## bring up a Slurm cluster of four hosts on this machine (root)
 	@tools/cluster up $(ARGS)

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = (PartitionConfig, TrainConfig, PreflightConfig, LocalConfig, PredictConfig)
 OTHERS = {
-    "sbatch, srun": "nodes ntasks-per-node cpus-per-task time mem export exclusive exclude mpi no-requeue "
-    "distribution",
+    "sbatch, srun": "nodes ntasks-per-node cpus-per-task time mem export exclusive exclude mpi "
+    "distribution no-requeue",
     "mpirun": "hostfile map-by bind-to oversubscribe version",
     "tools/cluster and docker": "hosts rate privileged",
     "every command": "config help",
