@@ -61,13 +61,10 @@ class Job:
         """Wait for the end and check that nothing of the job is left on this machine."""
         try:
             out, err = self.process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired as late:
+            said = f"status {self.process.returncode}\nstdout:\n{out}\nstderr:\n{err}"
+            survivors = self._within(5, self._processes)
+        finally:
             self._kill()
-            out, err = self.process.communicate()
-            raise AssertionError(f"still running after {timeout} s:\n{out}\n{err}") from late
-        said = f"status {self.process.returncode}\nstdout:\n{out}\nstderr:\n{err}"
-        survivors = self._within(5, self._processes)
-        self._kill()
         assert not survivors, f"processes {survivors} outlive the job: {said}"
         # Segments of other jobs on this machine come and go; one that stays is left behind.
         left = self._within(30, lambda: segments() - self.segments)

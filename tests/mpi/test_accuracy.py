@@ -14,6 +14,7 @@ from tools.accuracy import GRAPHS, NUM_PARTS, RealGraph, data_directory
 
 pytestmark = [
     pytest.mark.mpi,
+    pytest.mark.timeout(900),
     pytest.mark.skipif("DISTSAGE_DATA" not in os.environ, reason="DISTSAGE_DATA is not set"),
 ]
 TOLERANCE = 1.5

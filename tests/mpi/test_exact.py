@@ -24,7 +24,7 @@ from distsage.train.local import load_parts
 from distsage.train.model import GraphSAGE
 from distsage.train.seeds import SeedPlan
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]
 
 HIDDEN = 16
 LEARNING_RATE = 0.02

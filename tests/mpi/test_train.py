@@ -19,7 +19,8 @@ from jobs import (
     train_arguments,
 )
 
-pytestmark = pytest.mark.mpi
+# Several jobs a test, perhaps on a busy machine.
+pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]
 
 QUICK = ("--num-epochs", 4, "--num-hidden", 16, "--batch-size", 40, "--lr", 0.02)
 QUICK += ("--fan-out", "4,6", "--eval-every", 2)
@@ -29,9 +30,7 @@ def weights(run_dir: Path) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(run_dir / "model.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("ranks", "hosts"), [(2, 1), (4, 2), (8, 4), (4, 1), (8, 2)], ids=lambda n: str(n)
-)
+@pytest.mark.parametrize(("ranks", "hosts"), [(2, 1), (4, 2), (8, 4), (8, 2)], ids=lambda n: str(n))
 def test_a_job_trains_and_leaves_a_whole_run_directory(
     ranks: int, hosts: int, partitioned: Partitioned, tmp_path: Path
 ) -> None:
@@ -91,11 +90,6 @@ def test_the_configuration_of_a_run_repeats_it_to_the_last_bit(
     changed = {"run_dir": str(second)}
     assert yaml.safe_load((second / "config.yaml").read_text()) == written | changed
 
-    # Another seed is another run.
-    third = tmp_path / "third"
-    mpirun(8, "-m", "distsage", "train", *again[:2], "--run-dir", third, "--seed", 1)
-    assert not set(losses(third)) & set(losses(first))
-
 
 def test_workers_change_nothing_but_time(partitioned: Partitioned, tmp_path: Path) -> None:
     parts = partitioned(planted(), 2)
@@ -112,7 +106,7 @@ def test_an_earlier_run_is_kept(partitioned: Partitioned, tmp_path: Path) -> Non
     train(2, parts, tmp_path, *QUICK, hosts=1)
     earlier = losses(tmp_path), weights(tmp_path)
     train(2, parts, tmp_path, *QUICK, "--seed", 1, hosts=1)
-    assert losses(tmp_path) != earlier[0]
+    assert not set(losses(tmp_path)) & set(earlier[0])  # another seed, another run
     assert losses(tmp_path / "earlier-1") == earlier[0]
     np.testing.assert_equal(weights(tmp_path / "earlier-1"), earlier[1])
     assert len(epochs(tmp_path)) == 4
