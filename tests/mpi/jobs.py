@@ -60,7 +60,12 @@ class Job:
     def wait(self, status: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         """Wait for the end and check that nothing of the job is left on this machine."""
         try:
-            out, err = self.process.communicate(timeout=timeout)
+            try:
+                out, err = self.process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired as late:
+                self._kill()
+                out, err = self.process.communicate()
+                raise AssertionError(f"still running after {timeout} s:\n{out}\n{err}") from late
             said = f"status {self.process.returncode}\nstdout:\n{out}\nstderr:\n{err}"
             survivors = self._within(5, self._processes)
         finally:
