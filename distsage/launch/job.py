@@ -491,7 +491,7 @@ def connect(job: Job) -> "GraphStore":
         [f"listening/{rank}" for rank in range(assignment.num_trainers)],
         timedelta(seconds=config.startup_timeout),
     )
-    graph_store = dgl_seam.GraphStore(job.dgl, job.parts.manifest.graph_name)
+    graph_store = dgl_seam.GraphStore(job.dgl, job.parts.manifest.graph_name, job.parts.offsets)
 
     import torch.distributed
 

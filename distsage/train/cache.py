@@ -39,7 +39,7 @@ def cache_rows(config: TrainConfig, num_remote: int, row_bytes: int) -> int:
 def fill_cache(
     gids: np.ndarray,
     like: Tensor,
-    pull: Callable[[Tensor], Tensor],
+    pull: Callable[[np.ndarray], Tensor],
     segment: Path,
     *,
     share: int,
@@ -52,7 +52,7 @@ def fill_cache(
     Args:
         gids: int64 `[c]`, what to cache, the same on all trainers of the host.
         like: `[., F]`, a table whose width and type the rows have.
-        pull: rows of the gids (int64) that it is given, from their servers.
+        pull: rows of ascending gids (int64), from their servers.
         segment: the file in shared memory, named for this job and host; gone when this returns.
         share: which of `num_shares` equal shares this trainer fills; share 0 makes the file.
         num_shares: trainers on this host.
@@ -78,8 +78,9 @@ def fill_cache(
     begin, end = (len(gids) * i // num_shares for i in (share, share + 1))
     for first in range(begin, end, _PULL_ROWS):
         mark(f"filling the cache: {first - begin} of {end - begin} rows")
-        last = min(first + _PULL_ROWS, end)
-        rows[first:last] = pull(torch.from_numpy(gids[first:last]))
+        chunk = gids[first : min(first + _PULL_ROWS, end)]
+        order = np.argsort(chunk)
+        rows[first + torch.from_numpy(order)] = pull(chunk[order])
     barrier()
     if share == 0:
         # Everybody has mapped it; without a name it vanishes with the last process.

@@ -218,8 +218,7 @@ def feature_rows(
         barrier=barrier,
         mark=watched.mark,
     )
-    part = manifest.parts[assignment.host].nodes
-    return FeatureRows(manifest.num_nodes, part, own, cached_gid, cached, pull)
+    return FeatureRows(job.parts.offsets, assignment.host, own, cached_gid, cached, pull)
 
 
 def _trainer_bounds(parts: list[tuple[int, int]], trainers_per_host: int) -> np.ndarray:

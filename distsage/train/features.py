@@ -122,14 +122,16 @@ class SlotMap:
     Keeps one int32 per node of the graph. Not for use by two threads at once.
 
     Args:
-        num_nodes: N.
-        lo, hi: this part owns the nodes [lo, hi).
+        offsets: int64 `[P + 1]`; part i owns the gids in [offsets[i], offsets[i + 1]).
+        part: this host's.
         cached_gid: the nodes of the cache in the order of its rows, none of them own.
     """
 
-    def __init__(self, num_nodes: int, lo: int, hi: int, cached_gid: np.ndarray) -> None:
-        self.lo = lo
-        self.hi = hi
+    def __init__(self, offsets: np.ndarray, part: int, cached_gid: np.ndarray) -> None:
+        num_nodes = int(offsets[-1])
+        lo, hi = (int(offset) for offset in offsets[part : part + 2])
+        self._offsets = offsets
+        self._part = part
         self.num_kept = hi - lo + len(cached_gid)
         assert self.num_kept <= np.iinfo(np.int32).max - num_nodes, "slots are int32"
         self._slot = np.full(num_nodes, -1, np.int32)
@@ -144,8 +146,8 @@ class SlotMap:
         num_missed, num_own, num_cached = _split(
             src_gid,
             dst_gid,
-            self.lo,
-            self.hi,
+            self._offsets,
+            self._part,
             self.num_kept,
             self._slot,
             self._seen,
@@ -163,7 +165,8 @@ class SlotSplit:
     Attributes:
         slots: int32 `[nnz]`.
         dst_slots: int32 `[n1]`.
-        missed_gid: int64 `[m]`, distinct; row j of the third table is that of missed_gid[j].
+        missed_gid: int64 `[m]`, distinct, those of each part together, parts in ascending order;
+            row j of the third table is that of missed_gid[j].
         num_own, num_cached: how many distinct rows are own ones and cached ones.
     """
 
@@ -200,8 +203,8 @@ class SlotSplit:
 def _split(
     src_gid: np.ndarray,
     dst_gid: np.ndarray,
-    lo: int,
-    hi: int,
+    offsets: np.ndarray,
+    part: int,
     num_kept: int,
     slot: np.ndarray,
     seen: np.ndarray,
@@ -214,6 +217,8 @@ def _split(
     `slot` `[N]` has the slots of cached nodes and is -1 elsewhere, `seen` is a bit set of num_kept
     zeros, before and after.
     """
+    lo = offsets[part]
+    hi = offsets[part + 1]
     num_missed = 0
     num_own = 0
     num_cached = 0
@@ -235,10 +240,24 @@ def _split(
                     else:
                         num_cached += 1
             out[e] = s
+    # Misses in the order of their parts, so that what each part is asked for lies together.
+    owner = np.searchsorted(offsets, missed_gid[:num_missed], side="right") - 1
+    begin = np.zeros(len(offsets), np.int64)
     for m in range(num_missed):
-        slot[missed_gid[m]] = -1
+        begin[owner[m] + 1] += 1
+    begin = np.cumsum(begin)
+    place = np.empty(num_missed, np.int32)
+    unordered = missed_gid[:num_missed].copy()
+    for m in range(num_missed):
+        slot[unordered[m]] = -1
+        place[m] = begin[owner[m]]
+        begin[owner[m]] += 1
+        missed_gid[place[m]] = unordered[m]
     for out in (dst_slots, slots):
         for e in range(len(out)):
-            if out[e] < num_kept:
-                seen[out[e] >> 6] = 0
+            s = out[e]
+            if s < num_kept:
+                seen[s >> 6] = 0
+            else:
+                out[e] = num_kept + place[s - num_kept]
     return num_missed, num_own, num_cached

@@ -25,21 +25,21 @@ class FeatureRows:
     """Where the feature rows of all nodes are, seen from one host.
 
     Attributes:
-        num_nodes: N, of the whole graph.
-        part: [low, high), the gids whose rows are here.
-        own: `[high - low, F]`, in place in the server's memory.
+        offsets: int64 `[P + 1]`; part i owns the gids in [offsets[i], offsets[i + 1]).
+        part: this host's.
+        own: `[n, F]`, its rows, in place in the server's memory.
         cached_gid: int64 `[c]`, nodes of other parts whose rows are kept here as well.
         cached: `[c, F]`, their rows.
-        pull: rows of any gids (int64 `[n]`), in that order, from their servers; blocks. Several
-            threads may call it.
+        pull: rows of gids (int64 `[n]`, those of each part together, parts in ascending order)
+            from their servers; blocks. Several threads may call it.
     """
 
-    num_nodes: int
-    part: tuple[int, int]
+    offsets: np.ndarray
+    part: int
     own: Tensor
     cached_gid: np.ndarray
     cached: Tensor
-    pull: Callable[[Tensor], Tensor]
+    pull: Callable[[np.ndarray], Tensor]
 
     @property
     def row_bytes(self) -> int:
@@ -48,7 +48,7 @@ class FeatureRows:
 
     def new_slot_map(self) -> SlotMap:
         """The slots of all nodes in (own, cached, misses of a batch)."""
-        return SlotMap(self.num_nodes, *self.part, self.cached_gid)
+        return SlotMap(self.offsets, self.part, self.cached_gid)
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class BatchSource:
         self._rows = rows
         self._labels = labels
         self._gather = gather
+        # As in a topology: code that is compiled for its type serves all gids.
+        self._gid_type = np.int32 if rows.offsets[-1] < 2**31 else np.int64
         # Samplers and slot maps keep scratch space: whoever prepares a batch takes a pair.
         self._tools: SimpleQueue[tuple[Sampler, SlotMap]] = SimpleQueue()
         for _ in range(max(1, config.num_workers)):
@@ -124,7 +126,8 @@ class BatchSource:
         """
         _, slot_map = tools = self._tools.get()
         try:
-            split = slot_map.split(gids.numpy(), np.empty(0, np.int64))
+            wanted = gids.numpy().astype(self._gid_type)
+            split = slot_map.split(wanted, wanted[:0])
         finally:
             self._tools.put(tools)
         return split.gather(self._tables(split))
@@ -160,7 +163,7 @@ class BatchSource:
             inputs,
             blocks_of(sampled),
             sampled.key,
-            self._labels[torch.from_numpy(task.seeds - self._rows.part[0])],
+            self._labels[torch.from_numpy(task.seeds - self._rows.offsets[self._rows.part])],
             self._plan.global_batch_size(task.step),
             {
                 "edges": len(sampled.input_edges.indices)
@@ -195,5 +198,5 @@ class BatchSource:
         return inputs, num_rows
 
     def _tables(self, split: SlotSplit) -> tuple[Tensor, Tensor, Tensor]:
-        missed = self._rows.pull(torch.from_numpy(split.missed_gid))
+        missed = self._rows.pull(split.missed_gid)
         return self._rows.own, self._rows.cached, missed

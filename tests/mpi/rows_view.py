@@ -43,7 +43,7 @@ def be_a_rank(watched: Watched) -> None:
         store.own_rows("labels"),
         gather=False,
     )
-    mixed = np.random.default_rng(trainers.rank).permutation(rows.num_nodes)
+    mixed = np.random.default_rng(trainers.rank).permutation(rows.offsets[-1])
     fetched = source.fetch(torch.from_numpy(mixed))
     source.close()
     np.savez(
@@ -51,7 +51,7 @@ def be_a_rank(watched: Watched) -> None:
         mixed=mixed,
         fetched=fetched.float().numpy(),
         dtype=str(fetched.dtype),
-        part=rows.part,
+        part=rows.offsets[rows.part : rows.part + 2],
         cached_gid=rows.cached_gid,
         cached=rows.cached.float().numpy(),
     )

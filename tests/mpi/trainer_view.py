@@ -37,18 +37,19 @@ def be_a_rank(watched: Watched) -> None:
     low, high = manifest.parts[assignment.host].nodes
     topology = job.parts.topology()
 
-    # Every node from everywhere, in an order that mixes the parts.
-    mixed = np.random.default_rng(trainers.rank).permutation(manifest.num_nodes)
-    pulled = {name: store.pull(name, torch.from_numpy(mixed)) for name in ("features", "labels")}
+    # Every node from everywhere, part by part, mixed inside each part.
+    rng = np.random.default_rng(trainers.rank)
+    mixed = np.concatenate([rng.permutation(np.arange(*part.nodes)) for part in manifest.parts])
+    pulled = {name: store.pull(name, mixed) for name in ("features", "labels")}
 
     # Layer 1 of this part's nodes: own rows in place, the others pulled.
     seeds = np.arange(low, high)
     batch = Sampler(topology, [-1]).sample(seeds, np.uint64(1), np.uint64(2))
     no_cache = np.empty(0, np.int64)
-    slots = SlotMap(manifest.num_nodes, low, high, no_cache)
+    slots = SlotMap(job.parts.offsets, assignment.host, no_cache)
     split = slots.split(batch.input_edges.indices, batch.dst_gid)
     own = store.own_rows("features")
-    missed = store.pull("features", torch.from_numpy(split.missed_gid))
+    missed = store.pull("features", split.missed_gid)
     layer_1 = input_self_and_mean(split.input(batch.input_edges.indptr, (own, own[:0], missed)))
 
     # Bounds of the trainers' nodes, uneven on purpose: the first trainer of a host has a fifth.
@@ -59,7 +60,7 @@ def be_a_rank(watched: Watched) -> None:
         bounds += (part.nodes[0] + (part.num_nodes * cuts**2).astype(int)).tolist()
     model = GraphSAGE(manifest.num_features, 8, manifest.num_classes, 3, 0.0, config.seed).eval()
     halo = HaloInference(topology, np.array(bounds), (low, high), trainers)
-    logits = halo.run(model, own, lambda gids: store.pull("features", gids))
+    logits = halo.run(model, own, lambda gids: store.pull("features", gids.numpy()))
 
     np.savez(
         config.run_dir / f"trainer-{trainers.rank}.npz",

@@ -51,6 +51,7 @@ def test_trainers_fill_one_copy_together(tmp_path, dtype, num_shares, num_cached
     pulled = []
 
     def pull(asked):
+        assert (np.diff(asked) > 0).all()
         pulled.extend(asked.tolist())
         return table[asked]
 

@@ -19,7 +19,8 @@ def test_every_slot_leads_to_the_row_of_its_node(lo, hi, num_cached):
     x = torch.from_numpy(rng.standard_normal((N, 6), "f4"))
     remote = np.setdiff1d(np.arange(N), np.arange(lo, hi))
     cached_gid = rng.permutation(remote)[:num_cached]
-    slot_map = SlotMap(N, lo, hi, cached_gid)
+    offsets, part = np.array([0, lo, hi, 350, N] if hi < 350 else [0, lo, hi, N]), 1
+    slot_map = SlotMap(offsets, part, cached_gid)
     topology = random_topology(N, 6000)
     for step in range(3):  # nothing of a batch may be left for the next
         batch = Sampler(topology, [4, 3]).sample(
@@ -32,6 +33,8 @@ def test_every_slot_leads_to_the_row_of_its_node(lo, hi, num_cached):
         expected_misses = set(asked) - set(range(lo, hi)) - set(cached_gid)
         assert set(split.missed_gid) == expected_misses
         assert len(split.missed_gid) == len(expected_misses)
+        owner = np.searchsorted(offsets, split.missed_gid, side="right")
+        assert (np.diff(owner) >= 0).all(), "in the order of the parts"
         assert split.num_own == len(set(asked) & set(range(lo, hi)))
         assert split.num_cached == len(set(asked) & set(cached_gid))
 

@@ -27,7 +27,7 @@ CONFIG = TrainConfig(parts="unused", fan_out="3,4", batch_size=30, num_epochs=3,
 def source(num_workers=0, num_cached=0, gather=False, pull=lambda gids: X[gids]):
     remote = np.r_[0:LOW, HIGH:N]
     cached_gid = np.random.default_rng(0).permutation(remote)[:num_cached]
-    rows = FeatureRows(N, (LOW, HIGH), X[LOW:HIGH], cached_gid, X[cached_gid], pull)
+    rows = FeatureRows(np.array([0, LOW, HIGH, N]), 1, X[LOW:HIGH], cached_gid, X[cached_gid], pull)
     plan = SeedPlan(np.arange(LOW, HIGH, 2), [100, 90], 30, 0, 0)
     new_sampler = partial(Sampler, TOPOLOGY, CONFIG.fan_outs, number_inputs=gather)
     labels = torch.arange(LOW, HIGH)
