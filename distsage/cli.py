@@ -150,9 +150,9 @@ def _preflight(arguments: Sequence[str]) -> None:
 
     def check(watched: Watched) -> None:
         # Imports MPI, which initialises it: only after the fork.
-        from distsage.launch import job
+        from distsage.launch import place
 
-        job.check(lambda: parse(PreflightConfig, "preflight", arguments), watched)
+        place.check(lambda: parse(PreflightConfig, "preflight", arguments), watched)
 
     run_watched(check, PreflightConfig.startup_timeout)
 
