@@ -273,7 +273,7 @@ def wait_for_listener(ip: str, port: int, timeout: float) -> bool:
             fields = line.split()
             if fields[1] == wanted and fields[3] == "0A":
                 return True
-        time.sleep(0.02)
+        time.sleep(0.1)  # reading the table takes milliseconds, which the servers could use
     return False
 
 
