@@ -35,7 +35,7 @@ submit: ## PARTS_DIR=… [RUN_DIR=…] [SBATCH_ARGS=…] [ARGS=…]: submit sbat
 	  $(if $(RUN_DIR),--run-dir '$(RUN_DIR)') $(ARGS)
 
 test: install ## unit and MPI tests
-	@$(PYTEST) tests/unit tests/mpi -n 2 -o timeout=900 $(ARGS)
+	@$(PYTEST) tests/unit tests/mpi -n 2 --dist loadfile -o timeout=900 $(ARGS)
 
 test-cluster: install ## tests on a Slurm cluster on this machine (root; installs Debian packages)
 	@$(PYTEST) tests/cluster -o timeout=1500 $(ARGS)

@@ -55,11 +55,13 @@ def write_npz(graph: Graph, path: Path) -> None:
     )
 
 
-def scores_from_scratch(graph: Graph, dataset: Path, tmp_path: Path) -> dict[str, dict[str, float]]:
-    """Partition, train on 2 hosts x 2 trainers, predict; the scores by scikit-learn."""
+def scores_from_scratch(
+    graph: Graph, dataset: Path, tmp_path: Path, ranks: int
+) -> dict[str, dict[str, float]]:
+    """Partition, train on 2 hosts, predict; the scores by scikit-learn."""
     parts, run_dir, output = tmp_path / "parts", tmp_path / "run", tmp_path / "out.npz"
     distsage("partition", "--dataset", dataset, "--num-parts", 2, "--output", parts)
-    train(8, parts, run_dir, *OPTIONS, hosts=2)
+    train(ranks, parts, run_dir, *OPTIONS, hosts=2)
     distsage("predict", "--run-dir", run_dir, "--output", output)
     with np.load(output) as predicted:
         ids, probabilities = predicted["ids"].tolist(), predicted["values"]
@@ -80,8 +82,8 @@ def scores_from_scratch(graph: Graph, dataset: Path, tmp_path: Path) -> dict[str
     return scores
 
 
-def check(graph: Graph, dataset: Path, tmp_path: Path) -> None:
-    expected = scores_from_scratch(graph, dataset, tmp_path)
+def check(graph: Graph, dataset: Path, tmp_path: Path, ranks: int) -> None:
+    expected = scores_from_scratch(graph, dataset, tmp_path, ranks)
     result = summary(tmp_path / "run")
     for mask, scores in expected.items():
         assert result[mask] == pytest.approx(scores, abs=1e-4)
@@ -92,16 +94,16 @@ def check(graph: Graph, dataset: Path, tmp_path: Path) -> None:
 def test_two_classes(tmp_path: Path) -> None:
     graph = planted("two", num_classes=2)
     write_npz(graph, tmp_path / "two.npz")
-    check(graph, tmp_path / "two.npz", tmp_path)
+    check(graph, tmp_path / "two.npz", tmp_path, ranks=4)
 
 
 def test_several_labels_per_node(tmp_path: Path) -> None:
     graph = planted("several", multilabel=True)
     write_tables(graph, tmp_path / "several")
-    check(graph, tmp_path / "several", tmp_path)
+    check(graph, tmp_path / "several", tmp_path, ranks=8)
 
 
 def test_three_classes(tmp_path: Path) -> None:
     graph = planted("three")
     write_tables(graph, tmp_path / "three")
-    check(graph, tmp_path / "three", tmp_path)
+    check(graph, tmp_path / "three", tmp_path, ranks=4)
