@@ -1,5 +1,6 @@
 """Files and directories that appear only when they are whole. Used on every host."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,24 @@ from pathlib import Path
 from typing import IO, Any
 
 from distsage.errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def explain_write_errors(path: Path, option: str) -> Iterator[None]:
+    """Around code that writes `path`, a place that the user has chosen with `option`.
+
+    Raises:
+        UserError: it cannot be written: a full disk, a quota, a permission that is missing.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = "make room there, or name" if error.errno in _FULL else "name"
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; {remedy} another {option}"
+        ) from error
 
 
 def sync_directory(directory: Path) -> None:
@@ -37,6 +56,21 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file and sync it; on an exception it holds what it held."""
+    rest = line.encode() + b"\n"
+    # Unbuffered, so that closing the file has nothing left to write.
+    with open(path, "ab", buffering=0) as stream:
+        length = stream.tell()
+        try:
+            while rest:
+                rest = rest[stream.write(rest) :]
+            os.fsync(stream.fileno())
+        except BaseException:
+            stream.truncate(length)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from distsage.config import TrainConfig
 from distsage.errors import UserError
-from distsage.files import atomic_file
+from distsage.files import atomic_file, explain_write_errors
 from distsage.launch import hosts as host_lists
 from distsage.launch.place import Place, agree_on_place, join_mpi, time_to_read
 from distsage.launch.ports import find_free_ports
@@ -81,17 +81,16 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
     ports, store = _open_ports(world, place)
     world.agree("run directory", lambda: _prepare_run_directory(world, config, place, ports))
     world.agree("ip_config", lambda: _check_own_line(config, place))
-    watched.join(
-        Ring(
-            rank=world.rank,
-            labels=[f"rank {one.rank} ({one.role} on {hosts[one.host]})" for one in place.everyone],
-            addresses=place.watchers,
-            token=secret.hex(),
-            note=world.broadcast("failure note", _failure_note(world, config)),
-            log_directory=str(config.run_dir / "logs"),
-            stall_timeout=config.stall_timeout,
-        )
+    ring = Ring(
+        rank=world.rank,
+        labels=[f"rank {one.rank} ({one.role} on {hosts[one.host]})" for one in place.everyone],
+        addresses=place.watchers,
+        token=secret.hex(),
+        note=world.broadcast("failure note", _failure_note(world, config)),
+        log_directory=str(config.run_dir / "logs"),
+        stall_timeout=config.stall_timeout,
     )
+    world.agree("logs", lambda: watched.join(ring))
     staged = None
     if config.stage is not None:
         watched.mark("staging its part", State.WAITING)
@@ -190,13 +189,11 @@ def _prepare_run_directory(
     """Make the run directory and write the list of servers that DGL reads. On rank 0."""
     if world.rank != 0:
         return
-    try:
+    with explain_write_errors(config.run_dir, "--run-dir"):
         (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         with atomic_file(config.run_dir / "ip_config.txt", "w") as stream:
             for address, port in zip(place.addresses, ports, strict=True):
                 stream.write(f"{address.ip} {port}\n")
-    except OSError as error:
-        raise UserError(f"cannot write to --run-dir {config.run_dir}: {error.strerror}") from error
 
 
 def _failure_note(world: World, config: TrainConfig) -> str:

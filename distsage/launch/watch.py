@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from distsage.errors import UserError
+from distsage.files import explain_write_errors
 
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 10.0
@@ -110,14 +111,20 @@ class Watched:
         self._page[: _MARK.size] = _MARK.pack(time.monotonic(), state, doing.encode()[:64])
 
     def join(self, ring: Ring) -> None:
-        """Let the watcher join the ring. From here on stacks and C++ messages go to the log."""
-        log_directory = Path(ring.log_directory)
-        log = open(log_directory / f"rank-{ring.rank}.txt", "a", buffering=1)  # noqa: SIM115
+        """Let the watcher join the ring. From here on stacks and C++ messages go to the log.
+
+        Raises:
+            UserError: the log cannot be written.
+        """
+        path = Path(ring.log_directory) / f"rank-{ring.rank}.txt"
+        with explain_write_errors(path, "--run-dir"):
+            log = open(path, "a", buffering=1)  # noqa: SIM115
         # What libraries print below Python goes to the log; Python's own stderr stays the job's.
         sys.stderr.flush()
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
         os.dup2(log.fileno(), 2)
         logging.basicConfig(stream=log, level=logging.INFO, force=True)
+        logging.raiseExceptions = False  # a log on a full disk is no matter for the job's stderr
         faulthandler.register(_DUMP_SIGNAL, file=log, all_threads=True)
         self._send({"ring": asdict(ring)})
 
@@ -187,6 +194,7 @@ class _Watcher:
         self.stopped_since: float | None = None
         self.dumped = False
         self.verdict: _Verdict | None = None
+        self.told = False  # another watcher has said why the job ends, and could not note it
         self.leave_at: float | None = None
         self.leave_status = 0
         self.selector = selectors.DefaultSelector()
@@ -283,7 +291,8 @@ class _Watcher:
         self.ring = ring
         self.heard = time.monotonic()
         if ring.rank == 0 and _running_file():
-            Path(_running_file()).touch()
+            with contextlib.suppress(OSError):  # as little needed as the note
+                Path(_running_file()).touch()
         # Whoever called earlier has waited in the backlog.
         self.selector.register(self.listener, selectors.EVENT_READ, self._on_connection)
         if len(ring.addresses) > 1:
@@ -315,6 +324,9 @@ class _Watcher:
                     return
                 self.previous = connection
             self.heard = time.monotonic()
+            if message.get("told") and not self.told:
+                self.told = True
+                self._send_next({"told": True})
             if message.get("dump"):
                 self._dump_stacks()
             before = self.done
@@ -478,10 +490,14 @@ class _Watcher:
         if self.ring is not None and verdict.rank is not None:
             who = self.ring.labels[verdict.rank]
         line = f"{who}: {verdict.cause}"
-        if _claim_note(note, line):
-            said = "" if batch_note else f"distsage: {line}\n"
+        claim = _claim_note(note, line)
+        if claim is not _Claim.TAKEN and not self.told:
+            noted = claim is _Claim.WRITTEN
+            said = "" if noted and batch_note else f"distsage: {line}\n"
             with contextlib.suppress(OSError):
                 os.write(2, f"{verdict.trace}{said}".encode())
+            if not noted:
+                self._send_next({"told": True})
         os._exit(verdict.status)
 
 
@@ -491,16 +507,23 @@ def _running_file() -> str:
     return f"{note}.running" if note else ""
 
 
-def _claim_note(note: str | None, line: str) -> bool:
-    """Write the failure note; False when there is one already."""
+class _Claim(enum.Enum):
+    """What became of an attempt to write the failure note."""
+
+    WRITTEN = enum.auto()
+    TAKEN = enum.auto()  # there is one already
+    FAILED = enum.auto()  # which must not keep the line from the user
+
+
+def _claim_note(note: str | None, line: str) -> _Claim:
+    """Write the failure note, unless there is one."""
     if note is None:
-        return True
+        return _Claim.FAILED
     try:
-        descriptor = os.open(note, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        with open(note, "xb", buffering=0) as stream:
+            stream.write(f"{line}\n".encode())
     except FileExistsError:
-        return False
+        return _Claim.TAKEN
     except OSError:
-        return True  # a note that cannot be written must not keep the line from the user
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(line + "\n")
-    return True
+        return _Claim.FAILED
+    return _Claim.WRITTEN

@@ -20,16 +20,16 @@ import torch
 import yaml
 
 from distsage.errors import UserError
-from distsage.files import atomic_file, write_json
+from distsage.files import append_line, atomic_file, explain_write_errors, write_json
 
 _FILES = ("config.yaml", "epochs.jsonl", "model.safetensors", "model.json", "summary.json")
 
 
 class RunDirectory:
-    """The directory of one run.
+    """The directory of one run. No file in it is ever half-written.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: a file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class RunDirectory:
         Files of an earlier run move to `earlier-N`, so that no checkpoint is ever overwritten by
         another run's.
         """
-        try:
+        with explain_write_errors(path, "--run-dir"):
             path.mkdir(parents=True, exist_ok=True)
             old = [name for name in _FILES if (path / name).exists()]
             if old:
@@ -54,27 +54,31 @@ class RunDirectory:
                     os.rename(path / name, path / f"earlier-{number}" / name)
             with atomic_file(path / "config.yaml", "w") as stream:
                 yaml.safe_dump(_plain(dataclasses.asdict(config)), stream, sort_keys=False)
-        except OSError as error:
-            raise UserError(f"cannot write to --run-dir {path}: {error.strerror}") from error
         return cls(path)
 
     def record(self, epoch: dict[str, Any]) -> None:
         """Append one epoch's record and sync it."""
-        with open(self.path / "epochs.jsonl", "a") as stream:
-            stream.write(json.dumps(epoch) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        path = self.path / "epochs.jsonl"
+        with explain_write_errors(path, "--run-dir"):
+            append_line(path, json.dumps(epoch))
 
     def save_model(self, model: torch.nn.Module, description: dict[str, Any]) -> None:
-        """Write the weights and how to rebuild the model; each file appears whole."""
-        write_json(self.path / "model.json", _plain(description))
+        """Write the weights and how to rebuild the model; the two files appear together."""
         weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-        with atomic_file(self.path / "model.safetensors") as stream:
+        path = self.path / "model.safetensors"
+        with explain_write_errors(path, "--run-dir"), atomic_file(path) as stream:
             stream.write(safetensors.torch.save(weights))
+            stream.flush()
+            os.fsync(stream.fileno())  # only the renaming is left when the description is there
+            description_path = self.path / "model.json"
+            with explain_write_errors(description_path, "--run-dir"):
+                write_json(description_path, _plain(description))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the result."""
-        write_json(self.path / "summary.json", summary)
+        path = self.path / "summary.json"
+        with explain_write_errors(path, "--run-dir"):
+            write_json(path, summary)
 
     def load_model(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Read back what `save_model` wrote: the description and the weights.

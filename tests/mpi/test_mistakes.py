@@ -65,6 +65,21 @@ def test_a_run_directory_that_cannot_be_written(partitioned: Partitioned, tmp_pa
     refuse_train(2, ["--parts", partitioned(planted(), 1)], run_dir, "--run-dir", str(run_dir))
 
 
+def test_a_disk_that_fills_while_training(partitioned: Partitioned, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--parts", partitioned(planted(), 2), "--emulated-hosts", 2, "--num-epochs", 1]
+    program = Path(__file__).with_name("full_disk_program.py")
+    ended = mpirun(4, program, "--run-dir", run_dir, *options, status=2)
+    ours = [line for line in MPIRUN_SAYS.sub("", ended.stderr).splitlines() if line]
+    assert len(ours) == 1, ended.stderr
+    assert ours[0].startswith("distsage: rank 1 (trainer on ")
+    said = f"cannot write {run_dir / 'model.safetensors'}: File too large; make room there, or name"
+    assert said in ours[0]
+    # The note is there, although nothing could be written to it.
+    names = {path.name for path in run_dir.iterdir()}
+    assert names == {"config.yaml", "ip_config.txt", "logs", "failure.txt"}
+
+
 def test_without_mpirun(partitioned: Partitioned, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     parts = partitioned(planted(), 1)

@@ -12,12 +12,15 @@ import pytest
 PROGRAM = Path(__file__).with_name("watched_program.py")
 
 
-def run_ring(directory, behaviours):
+def run_ring(directory, behaviours, note="note"):
     """Run one process per behaviour; return (statuses, what all of them printed)."""
     root = PROGRAM.parents[2]
     ranks = [
         subprocess.Popen(
-            [sys.executable, PROGRAM, str(rank), str(len(behaviours)), directory, behaviour],
+            [
+                *(sys.executable, PROGRAM, str(rank), str(len(behaviours))),
+                *(directory, behaviour, directory / note),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -103,13 +106,25 @@ def test_a_traceback_is_printed_once(rings):
     assert output.count("RuntimeError: out of luck") == 2  # in the traceback, and in the line
 
 
+@pytest.mark.parametrize("note", ["note", "nowhere/note"])
+@pytest.mark.parametrize("batch", [False, True])
+def test_one_line_is_said_where_the_note_cannot_be_written(tmp_path, monkeypatch, note, batch):
+    if batch:  # the script would print the note
+        monkeypatch.setenv("DISTSAGE_FAILURE_NOTE", str(tmp_path / note))
+    statuses, output = run_ring(tmp_path, ["wait", "full-disk", "wait"], note)
+    assert output == "distsage: rank 1 (trainer on host1): cannot write it; make room\n"
+    assert statuses[1] == 2
+    assert 0 not in statuses
+    assert no_rank_survives(tmp_path)
+
+
 def test_a_stopped_watcher_is_missed_by_the_next_one(tmp_path):
     # The stopped process is killed by run_ring; the others must not wait for it.
     root = PROGRAM.parents[2]
     env = {**os.environ, "PYTHONPATH": str(root)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, PROGRAM, str(rank), "3", tmp_path, behaviour],
+            [sys.executable, PROGRAM, str(rank), "3", tmp_path, behaviour, tmp_path / "note"],
             stderr=subprocess.PIPE,
             text=True,
             env=env,

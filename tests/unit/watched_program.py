@@ -1,6 +1,7 @@
-"""One rank of a ring without MPI: `watched_program.py RANK SIZE DIRECTORY BEHAVIOUR`."""
+"""One rank of a ring without MPI: `watched_program.py RANK SIZE DIRECTORY BEHAVIOUR NOTE`."""
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -30,7 +31,7 @@ def main(watched: Watched) -> None:
             labels=[f"rank {r} (trainer on host{r})" for r in range(size)],
             addresses=[("127.0.0.1", port) for port in ports],
             token="t",
-            note=str(directory / "note"),
+            note=sys.argv[5],
             log_directory=str(directory),
             stall_timeout=3.0,
         )
@@ -40,6 +41,10 @@ def main(watched: Watched) -> None:
         raise RuntimeError("out of luck")
     if behaviour == "mistake":
         raise UserError("no such thing; name another")
+    if behaviour == "full-disk":
+        # The watcher can still make files, but write nothing to them.
+        resource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        raise UserError("cannot write it; make room")
     if behaviour == "exit":
         os._exit(7)
     if behaviour == "abort":

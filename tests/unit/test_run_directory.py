@@ -1,0 +1,89 @@
+"""A disk that fills: one sentence, and every file of a run is whole, or as it was."""
+
+import json
+import re
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from partition_graphs import random_directed
+
+from distsage.cli import main
+from distsage.config import LocalConfig
+from distsage.errors import UserError
+from distsage.partition.run import partition
+from distsage.train.model import GraphSAGE
+from distsage.train.run_directory import RunDirectory
+
+CONFIG = LocalConfig(dataset="cora")
+RECORD = {"epoch": 0, "loss": 0.5}
+DESCRIPTION = {"command": "local", "epoch": 3}
+
+
+@contextmanager
+def room_for(num_bytes: int) -> Iterator[None]:
+    """No file of this process may grow beyond this: a write takes what fits, then fails."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def model(seed: int) -> GraphSAGE:
+    return GraphSAGE(in_features=4, hidden=8, num_classes=3, num_layers=2, dropout=0.5, seed=seed)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("write", "room", "file"),
+    [
+        (lambda run: run.record(RECORD), 45, "epochs.jsonl"),
+        (lambda run: run.save_model(model(1), {"epoch": 5}), 400, "model.safetensors"),
+        # The weights fit, what describes them does not: the old ones stay, too.
+        (lambda run: run.save_model(model(1), {"long": "x" * 5000}), 4000, "model.json"),
+        (lambda run: run.finish({"long": "x" * 5000}), 4000, "summary.json"),
+        (lambda run: RunDirectory.begin(run.path / "next", CONFIG), 40, "next"),
+    ],
+    ids=["epochs.jsonl", "model.safetensors", "model.json", "summary.json", "config.yaml"],
+)
+def test_a_full_disk_leaves_every_file_as_it_was(
+    write: Callable[[RunDirectory], None], room: int, file: str, tmp_path: Path
+) -> None:
+    run = RunDirectory.begin(tmp_path / "run", CONFIG)
+    run.record(RECORD)
+    run.save_model(model(0), DESCRIPTION)
+    before = contents(run.path)
+    assert len(before["epochs.jsonl"]) < 45 < 2 * len(before["epochs.jsonl"])
+    assert 400 < len(before["model.safetensors"]) < 4000
+    sentence = f"cannot write {run.path / file}: File too large; make room there, or name another"
+    with pytest.raises(UserError, match=re.escape(sentence)), room_for(room):
+        write(run)
+    if (run.path / "next").exists():
+        (run.path / "next").rmdir()  # empty
+    assert contents(run.path) == before
+    run.record({**RECORD, "epoch": 1})  # and it goes on where there is room again
+    lines = (run.path / "epochs.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
+
+
+def test_training_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts, run_dir = tmp_path / "parts", tmp_path / "run"
+    partition(random_directed(60, 300), 1, parts, method="random")
+    options = ["--parts", str(parts), "--run-dir", str(run_dir), "--num-workers", "0"]
+    options += ["--fan-out", "2,2,2", "--num-hidden", "512", "--num-epochs", "2"]
+    with pytest.raises(SystemExit) as end, room_for(2**20):  # the weights take 2 MiB
+        main(["local", *options, "--eval-every", "2"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"distsage: cannot write {run_dir / 'model.safetensors'}: ")
+    assert said.endswith("; make room there, or name another --run-dir\n")
+    assert said.count("\n") == 1
+    assert {path.name for path in run_dir.iterdir()} == {"config.yaml", "epochs.jsonl"}
+    assert len((run_dir / "epochs.jsonl").read_text().splitlines()) == 1
