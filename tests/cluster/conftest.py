@@ -53,11 +53,11 @@ def parts_of(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Path]:
             [
                 *(sys.executable, "-m", "distsage", "partition"),
                 *("--dataset=synthetic:3000:10", f"--num-parts={count}"),
-                f"--output={directory / str(count)}",
+                f"--output={directory}/parts-{count}",
             ],
             cwd=REPOSITORY,
             check=True,
             capture_output=True,
             timeout=120,
         )
-    return {count: directory / str(count) for count in (1, 2, 4)}
+    return {count: directory / f"parts-{count}" for count in (1, 2, 4)}
