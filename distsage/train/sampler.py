@@ -273,7 +273,7 @@ def _sample_labor(
         degree = indptr[v + 1] - indptr[v]
         out_indptr[i + 1] = out_indptr[i] + (degree if fan_out < 0 else min(degree, fan_out))
 
-    out_src = np.empty(out_indptr[num_dst], indices.dtype)
+    out_src = np.empty(out_indptr[num_dst] + 1, indices.dtype)
     for i in range(num_dst):
         if i + 8 < num_dst:
             prefetch_item(indices, indptr[dst_gid[i + 8] - low])
@@ -294,23 +294,25 @@ def _sample_labor(
             bound = np.uint32(min(share, 1.0) * 0xFFFFFFFF)
             num_small = 0
             for p in range(degree):
-                small[num_small] = numbers[p]
+                small[num_small] = p
                 num_small += numbers[p] <= bound
             share *= 2
+        for q in range(num_small):
+            numbers[q] = numbers[small[q]]  # in place, because small ascends
         last = np.uint32(0)  # the largest of the fan_out smallest
         for q in range(num_small):
             rank = 0
             for p in range(num_small):
-                rank += small[p] < small[q]
+                rank += numbers[p] < numbers[q]
             if rank < fan_out:
-                last = max(last, small[q])
+                last = max(last, numbers[q])
+        # No branch, because nobody could predict it: what is not taken is overwritten, by the next
+        # row in the end. Equal numbers must not give a row too many.
         p = 0
-        for q in range(fan_out):
-            while numbers[p] > last:
-                p += 1
-            out_src[out + q] = indices[first + p]
-            p += 1
-    return out_indptr, out_src
+        for q in range(num_small):
+            out_src[out + p] = indices[first + small[q]]
+            p += (numbers[q] <= last) & (p < fan_out)
+    return out_indptr, out_src[: out_indptr[num_dst]]
 
 
 @compiled
