@@ -25,9 +25,9 @@ def explain_write_errors(path: Path, option: str) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = "make room there, or name" if error.errno in _FULL else "name"
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; {remedy} another {option}"
-        ) from error
+        # numpy says what it could not write, but gives no number.
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {path}: {reason}; {remedy} another {option}") from error
 
 
 def sync_directory(directory: Path) -> None:

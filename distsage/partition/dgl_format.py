@@ -8,7 +8,8 @@ reads, since a node's in-edges are always asked of the part that owns it.
 
 import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def write_part(
         The number of halo nodes.
 
     Raises:
-        OSError, dgl.DGLError: the disk is full.
+        OSError: the disk is full.
     """
     num_nodes = int(offsets[-1])
     low, high = int(offsets[part]), int(offsets[part + 1])
@@ -88,9 +89,10 @@ def write_part(
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    save_tensors(str(path), _without_rows(tensors))
-    overhead = path.stat().st_size
-    save_tensors(str(path), dict(tensors))
+    with _writing(path):
+        save_tensors(str(path), _without_rows(tensors))
+        overhead = path.stat().st_size
+        save_tensors(str(path), dict(tensors))
     _check_whole(path, overhead + _bytes(tensors))
 
 
@@ -110,7 +112,8 @@ def _save_graph(
         graph = dgl.graph(("csc", (indptr, indices, no_edge_ids)), num_nodes=topology.num_nodes)
         graph.ndata.update(node_frame)
         graph.edata.update(edge_frame)
-        dgl.save_graphs(str(path), [graph], formats="csc")
+        with _writing(path):
+            dgl.save_graphs(str(path), [graph], formats="csc")
 
     nothing = Topology(np.zeros(1, np.int64), np.empty(0, np.int64))
     save(nothing, _without_rows(node_frame), _without_rows(edge_frame))
@@ -118,6 +121,15 @@ def _save_graph(
     save(topology, node_frame, edge_frame)
     payload = topology.indptr.nbytes + topology.indices.nbytes
     _check_whole(path, overhead + payload + _bytes(node_frame) + _bytes(edge_frame))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """DGL's error says where in its code a write failed, and no more."""
+    try:
+        yield
+    except dgl.DGLError as error:
+        raise OSError(errno.ENOSPC, "the file could not be written", str(path)) from error
 
 
 def _without_rows(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ import scipy.sparse
 from distsage import __version__
 from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
-from distsage.files import atomic_directory, write_json
+from distsage.files import atomic_directory, explain_write_errors, write_json
 from distsage.partition import estimate
 from distsage.partition.metis import PartMethod, assign
 from distsage.partition.parts import (
@@ -93,7 +93,7 @@ def partition(
         "fan_out": list(fan_out),
         "batch_size": batch_size,
     }
-    with atomic_directory(output) as directory:
+    with explain_write_errors(output, "--output"), atomic_directory(output) as directory:
         with _timed(f"assigning nodes to {num_trainers} parts ({method})"):
             trainer = assign(
                 graph,
