@@ -250,6 +250,11 @@ def _sample_independently(
     return out_indptr, out_src
 
 
+_ROWS_AHEAD = 2
+_PREFETCHED = 1024
+"""LABOR reads whole rows: how many rows ahead they are prefetched, and how much of each."""
+
+
 @compiled
 def _sample_labor(
     indptr: np.ndarray,
@@ -275,8 +280,11 @@ def _sample_labor(
 
     out_src = np.empty(out_indptr[num_dst] + 1, indices.dtype)
     for i in range(num_dst):
-        if i + 8 < num_dst:
-            prefetch_item(indices, indptr[dst_gid[i + 8] - low])
+        if i + _ROWS_AHEAD < num_dst:
+            ahead = dst_gid[i + _ROWS_AHEAD] - low
+            end = min(indptr[ahead + 1], indptr[ahead] + _PREFETCHED)
+            for e in range(indptr[ahead], end, 16):  # a cache line
+                prefetch_item(indices, e)
         v = dst_gid[i] - low
         first = indptr[v]
         degree = indptr[v + 1] - first
