@@ -101,6 +101,7 @@ def _distsage(name: str, **changed: str) -> Program:
 
 
 PLAIN = _distsage("distsage, plain")
+CACHED = _distsage("+ cache 0.2", cache_ratio="0.2")
 # The same maths as the baseline: exact sampler, float32 everywhere.
 FP32 = _distsage("distsage, fp32", num_workers="1", cache_ratio="0.2")
 ALL = _distsage(
@@ -114,7 +115,7 @@ ALL = _distsage(
 TECHNIQUES = [
     PLAIN,
     _distsage("+ a worker", num_workers="1"),
-    _distsage("+ cache 0.2", cache_ratio="0.2"),
+    CACHED,
     _distsage("+ float16 features", feat_dtype="float16"),
     _distsage("+ LABOR", sampler="labor"),
     _distsage("+ bf16", precision="bf16"),
@@ -143,9 +144,9 @@ LOCAL_PROGRAMS = [
 ]
 
 QUICK: list[Comparison | LocalComparison] = [
-    Comparison("4-hosts", SYNTHETIC, None, Workload("10,25", 3), [BASELINE, FP32, ALL], 2),
+    Comparison("4-hosts", SYNTHETIC, None, Workload("10,25", 2), [BASELINE, FP32, ALL], 2),
     # Both sides with a worker, as `make local` runs.
-    LocalComparison("local", SYNTHETIC, Workload("10,25", 3), LOCAL_PROGRAMS[1::2], 2),
+    LocalComparison("local", SYNTHETIC, Workload("10,25", 2), LOCAL_PROGRAMS[1::2], 2),
 ]
 
 _SLOW = 3600.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from distsage.files import atomic_file
 
-from .comparisons import Comparison, LocalComparison
+from .comparisons import ALL, BASELINE, CACHED, FP32, Comparison, LocalComparison
 from .results import Medians, Results
 
 _HEAD = """\
@@ -35,9 +35,50 @@ neither of them here.
 """
 
 
+_LIMITS = Path(__file__).with_name("limits.md")
+"""What keeps us from the goals, written by hand with the figures' commands."""
+
+# Comparison, program, quantity (see Results.medians), goal in words and as a ratio.
+_GOALS = [
+    ("4-hosts", FP32, "cpu", "CPU-seconds of all ranks, same maths", 5.0),
+    ("4-hosts", ALL, "cpu", "CPU-seconds of all ranks, everything on", 8.0),
+    ("4-hosts", ALL, "seconds", "epoch seconds, everything on", 5.0),
+    ("4-hosts-1gbit", ALL, "seconds", "epoch seconds, 1 Gbit/s per host, everything on", 6.0),
+    ("4-hosts-100mbit", ALL, "seconds", "epoch seconds, 100 Mbit/s per host, everything on", 10.0),
+    ("4-hosts", CACHED, "received", "bytes received, cache 0.2, same sampler", 2.0),
+    ("4-hosts", ALL, "received", "bytes received, LABOR, float16, cache 0.5", 10.0),
+]
+_LOCAL_GOALS = [
+    ("local_fp32", "local run, epoch seconds, fp32", 3.0),
+    ("local_bf16", "local run, epoch seconds, bf16", 4.5),
+]
+
+
+def _goals(results: Results) -> str:
+    """What we want to reach, and what was reached, as far as it is measured."""
+    lines = [
+        "## Goals",
+        "",
+        "Plain DGL's figure divided by distsage's, medians:",
+        "",
+        "| | goal | reached |",
+        "|---|---:|---:|",
+    ]
+    for comparison, program, quantity, what, goal in _GOALS:
+        programs = results.comparisons.get(comparison, {}).get("programs", {})
+        if program.name in programs and BASELINE.name in programs:
+            base, ours = (results.medians(comparison, p.name) for p in (BASELINE, program))
+            lines.append(f"| {what} | {goal:g}x | {base[quantity] / ours[quantity]:.1f}x |")
+    ratios = results.ratios()
+    for name, what, goal in _LOCAL_GOALS:
+        if name in ratios:
+            lines.append(f"| {what} | {goal:g}x | {ratios[name]:.1f}x |")
+    return "\n".join([*lines, ""])
+
+
 def write(path: Path, results: Results, known: Sequence[Comparison | LocalComparison]) -> None:
     """Write the page, as far as there are results."""
-    sections = [_HEAD]
+    sections = [_HEAD, _goals(results), _LIMITS.read_text()]
     for comparison in known:
         if comparison.name in results.comparisons:
             sections.append(_section(comparison, results))
