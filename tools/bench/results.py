@@ -11,6 +11,7 @@ from typing import Any
 
 from distsage.files import write_json
 
+from .cluster import REPOSITORY
 from .comparisons import ALL, BASELINE, FP32
 from .runs import Run
 
@@ -40,7 +41,8 @@ class Results:
 
     def add(self, comparison: str, program: str, run: Run) -> None:
         """Keep a run."""
-        self.comparisons[comparison]["programs"].setdefault(program, []).append(asdict(run))
+        kept = asdict(run) | {"command": anywhere(run.command)}
+        self.comparisons[comparison]["programs"].setdefault(program, []).append(kept)
         if self._path is not None:
             write_json(self._path, self.comparisons)
 
@@ -91,6 +93,14 @@ class Results:
             for precision in ("fp32", "bf16"):
                 ratios[f"local_{precision}"] = fastest("DGL") / fastest(f"distsage, {precision}")
         return ratios
+
+
+def anywhere(command: str) -> str:
+    """A command without the paths of this machine."""
+    names = {str(REPOSITORY): ".", os.environ.get("DISTSAGE_DATA", ""): "$DISTSAGE_DATA"}
+    for path, name in {**names, str(Path.home()): "~"}.items():
+        command = command.replace(path, name) if path else command
+    return command
 
 
 def machine() -> str:
