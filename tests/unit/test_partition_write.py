@@ -190,7 +190,7 @@ def test_an_exception_half_way_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(run, step, fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="No space left on device; make room there"):
         partition(ring(24), 2, tmp_path / "parts", method="random")
     assert list(tmp_path.iterdir()) == []
 
