@@ -407,9 +407,8 @@ class _Watcher:
             return
         bound = self.ring.stall_timeout
         if state == State.STARTING:
-            bound = max(
-                bound, self.startup_timeout + WAIT_SECONDS
-            )  # who waits for others has told by then
+            # Who waits for others has told by then.
+            bound = max(bound, self.startup_timeout + WAIT_SECONDS)
         if self.child and state != State.IDLE and now - marked > bound:
             # All ranks stall together; the one that waits for nobody is the one to name.
             self._dump_stacks()
