@@ -7,7 +7,7 @@ other devices.
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -18,10 +18,7 @@ from torch import Tensor, nn
 
 from distsage.train import kernels
 from distsage.train.features import Block, InputLayer, as_array
-
-_ROWS_AT_ONCE = 1024
-"""Rows per thread of a gradient that is used while it is in the cache; 512 to 4096 are alike."""
-
+from distsage.train.vectors import LANES
 
 def input_self_and_mean(inputs: InputLayer, dtype: torch.dtype = torch.float32) -> Tensor:
     """Layer 1's `[x_v | mean of x_u]`, `[n1, 2F]` of the given dtype, without gradient."""
@@ -116,7 +113,8 @@ class _HiddenLayer(torch.autograd.Function):
         if _by_kernels(h):
             rows = as_array(h)
             _in_threads(
-                len(h), lambda a, b: kernels.relu_dropout(rows, threshold, ctx.scale, key, a, b)
+                _ranges(len(h)),
+                lambda a, b: kernels.relu_dropout(rows, threshold, ctx.scale, key, a, b),
             )
             out = h.new_empty(num_dst, 2 * h.shape[1])
             dst = np.arange(num_dst, dtype=np.int32)
@@ -130,42 +128,49 @@ class _HiddenLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, h, indptr, indices = ctx.saved_tensors
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        grad_bias = torch.zeros(len(weight), device=x.device)
-        pieces = _grad_z_by_kernels if _by_kernels(h) else _grad_z_by_torch
-        for rows, grad_z, column_sums in pieces(h, grad, indptr, indices, ctx.scale):
-            grad_weight += grad_z.t() @ x[rows]
-            grad_bias += column_sums
-            if grad_x is not None:
-                torch.mm(grad_z, weight, out=grad_x[rows])
+        gradients = _gradients_by_kernels if _by_kernels(h) else _gradients_by_torch
+        needs_z = ctx.needs_input_grad[0]
+        grad_weight, grad_bias, grad_z = gradients(x, h, grad, indptr, indices, ctx.scale, needs_z)
+        grad_x = _affine(grad_z, weight.t(), None) if needs_z else None
         return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
-def _grad_z_by_kernels(
-    h: Tensor, grad: Tensor, indptr: Tensor, indices: Tensor, scale: float
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(rows, their gradient before ReLU, its sum over them), again and again in the same memory."""
-    rows_at_once = _ROWS_AT_ONCE * torch.get_num_threads()
-    buffer = h.new_empty(min(rows_at_once, len(h)), h.shape[1])
-    column_sums = torch.empty(1, h.shape[1])
+def _gradients_by_kernels(
+    x: Tensor,
+    h: Tensor,
+    grad: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    scale: float,
+    needs_z: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of weight and bias, and that before ReLU `[num_src, H]` if it is needed."""
+    ranges = _ranges(len(h))
+    width = x.shape[1]
+    whole_vectors = math.ceil(width / LANES) * LANES
+    grad_weight = torch.zeros(len(ranges), h.shape[1], whole_vectors)
+    grad_bias = torch.zeros(len(ranges), h.shape[1])
+    grad_z = h.new_empty(len(h) if needs_z else 0, h.shape[1])
     edges = kernels.transpose(indptr.numpy(), indices.numpy(), len(h))
-    arrays = (as_array(buffer), as_array(h), as_array(grad.contiguous()), *edges)
-    for first in range(0, len(h), rows_at_once):
-        count = min(rows_at_once, len(h) - first)
-
-        def fill(a: int, b: int, first: int = first) -> None:
-            kernels.hidden_layer_backward(*arrays, scale, first, first + a, first + b)
-
-        _in_threads(count, fill)
-        kernels.column_sums(column_sums.numpy(), arrays[0], count)
-        yield slice(first, first + count), buffer[:count], column_sums[0]
+    arrays = (as_array(grad_z), as_array(x), as_array(h), as_array(grad.contiguous()), *edges)
+    sums = dict(zip(ranges, zip(grad_weight.numpy(), grad_bias.numpy(), strict=True), strict=True))
+    _in_threads(
+        ranges,
+        lambda a, b: kernels.hidden_layer_backward(*sums[a, b], *arrays, scale, a, b),
+    )
+    return grad_weight.sum(0)[:, :width], grad_bias.sum(0), grad_z
 
 
-def _grad_z_by_torch(
-    h: Tensor, grad: Tensor, indptr: Tensor, indices: Tensor, scale: float
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """The same in one piece."""
+def _gradients_by_torch(
+    x: Tensor,
+    h: Tensor,
+    grad: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    scale: float,
+    needs_z: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in tensor operations."""
     num_dst, width = len(grad), h.shape[1]
     degree = indptr.diff()
     grad_mean = grad[:, width:] / degree.clamp(min=1)[:, None]
@@ -173,12 +178,12 @@ def _grad_z_by_torch(
     grad_z[:num_dst] = grad[:, :width]
     grad_z.index_add_(0, indices, grad_mean.repeat_interleave(degree, 0))
     grad_z.mul_((h > 0) * scale)
-    yield slice(0, len(h)), grad_z, grad_z.sum(0, dtype=torch.float32)
+    return (grad_z.t() @ x).float(), grad_z.sum(0, dtype=torch.float32), grad_z
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x weight' + bias`. On the CPU by oneDNN, which is faster here than the BLAS of `addmm`."""
-    bias = bias.to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
     if x.device.type == "cpu" and torch.backends.mkldnn.is_available() and len(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return nn.functional.linear(x, weight, bias)
@@ -222,21 +227,27 @@ def _gather(
     arrays = [as_array(t) for t in tables]
     arrays += [arrays[0][:0]] * (3 - len(arrays))
     edges = (as_array(out), indptr, slots, slots[:0] if dst_slots is None else dst_slots)
-    _in_threads(len(out), lambda a, b: kernels.gather_self_and_mean(*edges, *arrays, a, b))
+    _in_threads(
+        _ranges(len(out)), lambda a, b: kernels.gather_self_and_mean(*edges, *arrays, a, b)
+    )
 
 
 def _by_kernels(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def _in_threads(count: int, kernel: Callable[[int, int], None], least: int = 256) -> None:
-    """Run kernel(begin, end) over [0, count), one piece of at least `least` per torch thread."""
-    pieces = min(torch.get_num_threads(), math.ceil(count / least))
-    if pieces <= 1:
-        kernel(0, count)
-        return
-    bounds = [count * i // pieces for i in range(pieces + 1)]
-    list(_pool().map(kernel, bounds[:-1], bounds[1:]))
+def _ranges(count: int, least: int = 256) -> list[tuple[int, int]]:
+    """[0, count) in one piece of at least `least` per torch thread, as (begin, end)."""
+    pieces = max(1, min(torch.get_num_threads(), math.ceil(count / least)))
+    return [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
+
+
+def _in_threads(ranges: list[tuple[int, int]], kernel: Callable[[int, int], None]) -> None:
+    """Run kernel(begin, end) on each range, at the same time."""
+    if len(ranges) == 1:
+        kernel(*ranges[0])
+    else:
+        list(_pool().map(lambda bounds: kernel(*bounds), ranges))
 
 
 @cache

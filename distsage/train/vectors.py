@@ -15,7 +15,7 @@ Arrays hold float32, or bfloat16 as uint16, or float16 as int16 (numba has neith
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
@@ -40,6 +40,11 @@ _STORED = {
     types.uint16: ir.IntType(16),  # bfloat16: the upper half of a float32
     types.int16: ir.HalfType(),
 }
+
+
+def host_has(feature: str) -> bool:
+    """Whether this processor has a feature, by LLVM's name for it; kernels are compiled for it."""
+    return bool(binding.get_host_cpu_features().get(feature, False))
 
 
 @register_model(_Float32x16)
@@ -171,13 +176,7 @@ def load16(typingctx: Any, array: Any, row: Any, column: Any) -> tuple[Any, Call
         pointer, width = _locate(context, builder, signature.args[0], args, stored)
         with builder.if_else(_is_narrow(builder, width)) as (narrow, wide):
             with narrow:
-                signature = ir.FunctionType(stored, [pointer.type, _I32, _MASK, stored])
-                masked = cgutils.get_or_insert_function(
-                    builder.module, signature, f"llvm.masked.load.{_suffix(kind)}"
-                )
-                zeros = ir.Constant(stored, None)
-                mask = _mask(builder, width)
-                few = builder.call(masked, [pointer, _I32(_bytes(kind)), mask, zeros])
+                few = _masked_load(builder, pointer, kind, width)
                 narrow_end = builder.block
             with wide:
                 many = builder.load(pointer, align=_bytes(kind))
@@ -215,6 +214,116 @@ def store16(typingctx: Any, array: Any, row: Any, column: Any, value: Any) -> tu
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, value), codegen
+
+
+@intrinsic
+def load16_exactly(typingctx: Any, array: Any, row: Any, column: Any) -> tuple[Any, Callable]:
+    """Read 16 elements of a row from this very column on; zeros beyond the row."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = _STORED[signature.args[0].dtype]
+        stored = ir.VectorType(kind, LANES)
+        struct = context.make_array(signature.args[0])(context, builder, args[0])
+        width = cgutils.unpack_tuple(builder, struct.shape, 2)[1]
+        first = builder.inttoptr(args[1], kind.as_pointer())
+        pointer = builder.bitcast(builder.gep(first, [args[2]]), stored.as_pointer())
+        value = _masked_load(builder, pointer, kind, builder.sub(width, args[2]))
+        return _to_float32(builder, value, kind)
+
+    return float32x16(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def mark16(
+    typingctx: Any, marks: Any, array: Any, column: Any, a: Any, bit: Any
+) -> tuple[Any, Callable]:
+    """Set a bit in the marks, uint64 `[>= 16]`, of the columns where a is not zero.
+
+    The columns are those that `load16` reads from a row of the array.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        marks, array, column, a, bit = args
+        words = ir.VectorType(_I64, LANES)
+        struct = context.make_array(signature.args[0])(context, builder, marks)
+        _, first = _clip(context, builder, signature.args[1], array, column)
+        pointer = builder.bitcast(builder.gep(struct.data, [first]), words.as_pointer())
+        nonzero = builder.fcmp_unordered("!=", a, ir.Constant(_VECTOR, None))
+        word = _splat(builder, builder.shl(_I64(1), bit))
+        word = builder.select(nonzero, word, ir.Constant(words, None))
+        builder.store(builder.or_(builder.load(pointer, align=8), word), pointer, align=8)
+        return context.get_dummy_value()
+
+    return types.void(marks, array, types.intp, a, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def add_scaled_rows(
+    typingctx: Any,
+    to: Any,
+    rows: Any,
+    row_size: Any,
+    scales: Any,
+    scale_size: Any,
+    chosen: Any,
+    count: Any,
+) -> tuple[Any, Callable]:
+    """`to += sum of scales[r] * rows[r]` over the bits r that are set in `chosen`, a uint64.
+
+    All are float32: `to` and the rows are addresses of `count` vectors, a literal; the sums stay in
+    registers. Rows lie row_size bytes apart, scales scale_size bytes.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, rows, row_size, scales, scale_size, chosen, _ = args
+        lanes = range(signature.args[-1].literal_value)
+
+        def vectors(address: Any) -> list[Any]:
+            first = builder.inttoptr(address, _VECTOR.as_pointer())
+            return [builder.gep(first, [_I64(i)]) for i in lanes]
+
+        trailing_zeros = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_I64, [_I64, ir.IntType(1)]), "llvm.cttz.i64"
+        )
+        multiply_add = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), "llvm.fmuladd.v16f32"
+        )
+        before = builder.block
+        head, body, end = (builder.append_basic_block(name) for name in ("rows", "row", "rows_end"))
+        begin = [builder.load(p, align=4) for p in vectors(to)]
+        builder.branch(head)
+
+        builder.position_at_end(head)
+        left = builder.phi(_I64)
+        sums = [builder.phi(_VECTOR) for _ in lanes]
+        builder.cbranch(builder.icmp_unsigned("!=", left, _I64(0)), body, end)
+
+        builder.position_at_end(body)
+        r = builder.call(trailing_zeros, [left, ir.IntType(1)(1)])
+        scale = builder.add(scales, builder.mul(r, scale_size))
+        scale = _splat(builder, builder.load(builder.inttoptr(scale, _F32.as_pointer())))
+        row = vectors(builder.add(rows, builder.mul(r, row_size)))
+        longer = [
+            builder.call(multiply_add, [scale, builder.load(p, align=4), a])
+            for p, a in zip(row, sums, strict=True)
+        ]
+        fewer = builder.and_(left, builder.sub(left, _I64(1)))
+        builder.branch(head)
+        for phi, first, next_ in zip(
+            [left, *sums], [chosen, *begin], [fewer, *longer], strict=True
+        ):
+            phi.add_incoming(first, before)
+            phi.add_incoming(next_, body)
+
+        builder.position_at_end(end)
+        for p, a in zip(vectors(to), sums, strict=True):
+            builder.store(a, p, align=4)
+        return context.get_dummy_value()
+
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    addresses = (types.intp,) * 5
+    return types.void(*addresses, types.uint64, count), codegen
 
 
 @intrinsic
@@ -270,6 +379,17 @@ def _locate(
     width, column = _clip(context, builder, array_type, array, column)
     first = builder.inttoptr(row, stored.element.as_pointer())
     return builder.bitcast(builder.gep(first, [column]), stored.as_pointer()), width
+
+
+def _masked_load(builder: Any, pointer: Any, kind: Any, count: Any) -> Any:
+    """The first `count` of 16 elements, and zeros."""
+    stored = ir.VectorType(kind, LANES)
+    signature = ir.FunctionType(stored, [pointer.type, _I32, _MASK, stored])
+    masked = cgutils.get_or_insert_function(
+        builder.module, signature, f"llvm.masked.load.{_suffix(kind)}"
+    )
+    mask = _mask(builder, count)
+    return builder.call(masked, [pointer, _I32(_bytes(kind)), mask, ir.Constant(stored, None)])
 
 
 def _is_narrow(builder: Any, width: Any) -> Any:

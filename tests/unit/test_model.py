@@ -138,7 +138,6 @@ def test_logits_equal_dense_numpy():
 @pytest.mark.parametrize("width", [3, 16, 20, 64, 100, 256])
 def test_hidden_layer_and_its_gradient_against_dense_operations(p, width, by_kernels, monkeypatch):
     monkeypatch.setattr(layers, "_by_kernels", lambda _: by_kernels)
-    monkeypatch.setattr(layers, "_ROWS_AT_ONCE", 17)
     csc = sampled(2, 15).blocks[0]
     adjacency = torch.zeros(csc.num_dst, csc.num_src)
     for v in range(csc.num_dst):
