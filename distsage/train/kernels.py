@@ -25,20 +25,21 @@ from distsage.train.vectors import (
     scale16,
     slot_row,
     store16,
+    where_marked16,
     zeros16,
 )
 
 _AHEAD = 16
 """How many edges ahead rows are prefetched; 8 to 32 measure the same."""
 
-_ROWS = 64
-"""Rows of a gradient at a time: one per bit of the numbers that say where it is not zero."""
+ROWS = 64
+"""Rows of a hidden layer at a time: one per bit of the numbers that say which elements count."""
 
 _VECTOR = 4 * LANES
 """Bytes of a vector."""
 
 _ACCUMULATORS = 8 if host_has("avx512f") else 6
-"""Vectors that stay in registers while rows are added to them; AVX2 and NEON have half as many."""
+"""Vectors that stay in registers while rows are added to them; AVX2 and NEON have fewer."""
 
 
 @compiled
@@ -117,12 +118,25 @@ def gather(
 
 @compiled
 def relu_dropout(
-    h: np.ndarray, threshold: int, scale: float, key: np.uint64, begin: int, end: int
+    h: np.ndarray,
+    marks: np.ndarray,
+    threshold: int,
+    scale: float,
+    key: np.uint64,
+    begin: int,
+    end: int,
 ) -> None:
     """In place on rows [begin, end) of h: `max(h, 0) * scale`, or 0 where the hash says drop.
 
     Row i has the key `draw(key, i)` and an element is dropped when its hash (`drop16`) is below
     `threshold`. `distsage.train.layers` has the same as tensor operations, for other devices.
+
+    Args:
+        h: `[n, H]`.
+        marks: uint64 `[ceil(n / 64), max(H, 16)]`, zeros; `marks[i // 64, j]` gets bit i % 64 where
+            h[i, j] is not zero afterwards.
+        threshold, scale, key: as above.
+        begin, end: the rows; begin is a multiple of 64.
     """
     width = h.shape[1]
     threshold32 = np.uint32(threshold)
@@ -130,12 +144,15 @@ def relu_dropout(
     for i in range(begin, end):
         at = row(h, i)
         key_i = draw(key, i)
+        marks_i = marks[i // ROWS]
         tail = load16(h, at, width)  # read before the vector that it overlaps is overwritten
         for c in range(0, width - LANES, LANES):
             a = load16(h, at, c)
             a = drop16(scale16(positive16(a, a), scale32), key_i, h, c, threshold32)
+            mark16(marks_i, h, c, a, i % ROWS)
             store16(h, at, c, a)
         a = drop16(scale16(positive16(tail, tail), scale32), key_i, h, width, threshold32)
+        mark16(marks_i, h, width, a, i % ROWS)
         store16(h, at, width, a)
 
 
@@ -171,7 +188,7 @@ def hidden_layer_backward(
     grad_bias: np.ndarray,
     grad_z: np.ndarray,
     x: np.ndarray,
-    h: np.ndarray,
+    marks: np.ndarray,
     grad_out: np.ndarray,
     begin_of: np.ndarray,
     dst: np.ndarray,
@@ -184,36 +201,34 @@ def hidden_layer_backward(
 
     The gradient before ReLU is zero wherever ReLU or dropout has set h to zero, which with dropout
     of a half is three elements in four. So the product with x, which is the gradient of the weight,
-    multiplies the other elements only. It takes 64 rows at a time: they stay in the cache, and the
-    elements that are not zero are the bits of one number per hidden column.
+    multiplies the other elements only.
 
     Args:
         grad_weight: float32 `[H, whole vectors >= width of x]`, to add to.
         grad_bias: float32 `[H]`, to add to.
         grad_z: `[num_src, H]`, to fill with the gradient before ReLU, or `[0, H]`.
         x: the layer's input `[num_src, .]`.
-        h: the activations `[num_src, H]`; gradient passes where they are positive.
+        marks: uint64 `[ceil(num_src / 64), max(H, 16)]`, where the activations are not zero, as in
+            `relu_dropout`.
         grad_out: `[num_dst, 2H]`.
         begin_of, dst, weight: from `transpose`.
         scale: what dropout multiplied the kept elements by.
-        begin, end: the rows.
+        begin, end: the rows; begin is a multiple of 64.
     """
-    width = h.shape[1]
+    width = len(grad_bias)
     grad_self = grad_out[:, :width]
     grad_mean = grad_out[:, width:]
     scale32 = np.float32(scale)
-    z = np.empty((_ROWS, width), np.float32)
+    z = np.empty((ROWS, width + LANES), np.float32)[:, :width]
     sums = np.empty((1, width), np.float32)
-    marks = np.empty(max(width, LANES), np.uint64)
-    packed = _aligned(_ROWS * _ACCUMULATORS * LANES)
-    for first_row in range(begin, end, _ROWS):
-        rows = min(_ROWS, end - first_row)
-        marks[:] = 0
+    panel = _aligned(ROWS * _ACCUMULATORS * LANES)
+    for first_row in range(begin, end, ROWS):
+        rows = min(ROWS, end - first_row)
+        marks_here = marks[first_row // ROWS]
         for r in range(rows):
             s = first_row + r
             first = begin_of[s]
             last = begin_of[s + 1]
-            gate = row(h, s)
             to = row(z, r)
             for c in range(0, width, 4 * LANES):
                 if s < len(grad_out):
@@ -234,18 +249,14 @@ def hidden_layer_backward(
                     a1 = add16(a1, scale16(load16(grad_mean, source, c + LANES), w))
                     a2 = add16(a2, scale16(load16(grad_mean, source, c + 2 * LANES), w))
                     a3 = add16(a3, scale16(load16(grad_mean, source, c + 3 * LANES), w))
-                a0 = positive16(scale16(a0, scale32), load16(h, gate, c))
-                a1 = positive16(scale16(a1, scale32), load16(h, gate, c + LANES))
-                a2 = positive16(scale16(a2, scale32), load16(h, gate, c + 2 * LANES))
-                a3 = positive16(scale16(a3, scale32), load16(h, gate, c + 3 * LANES))
+                a0 = where_marked16(scale16(a0, scale32), marks_here, z, c, r)
+                a1 = where_marked16(scale16(a1, scale32), marks_here, z, c + LANES, r)
+                a2 = where_marked16(scale16(a2, scale32), marks_here, z, c + 2 * LANES, r)
+                a3 = where_marked16(scale16(a3, scale32), marks_here, z, c + 3 * LANES, r)
                 store16(z, to, c, a0)
                 store16(z, to, c + LANES, a1)
                 store16(z, to, c + 2 * LANES, a2)
                 store16(z, to, c + 3 * LANES, a3)
-                mark16(marks, z, c, a0, r)
-                mark16(marks, z, c + LANES, a1, r)
-                mark16(marks, z, c + 2 * LANES, a2, r)
-                mark16(marks, z, c + 3 * LANES, a3, r)
             if len(grad_z):
                 to = row(grad_z, s)
                 for c in range(0, width, LANES):
@@ -253,38 +264,27 @@ def hidden_layer_backward(
         column_sums(sums, z, rows)
         for j in range(width):
             grad_bias[j] += sums[0, j]
-        _add_outer_products(grad_weight, packed, marks, z, x, first_row, rows)
+        _add_outer_products(grad_weight, panel, marks_here, z, x, first_row, rows)
 
 
 @compiled
 def _add_outer_products(
     grad_weight: np.ndarray,
-    packed: np.ndarray,
+    panel: np.ndarray,
     marks: np.ndarray,
     z: np.ndarray,
     x: np.ndarray,
     first_row: int,
     rows: int,
 ) -> None:
-    """`grad_weight[j] += sum of z[r, j] * x[first_row + r]` over the bits r of marks[j].
-
-    The columns of x are divided evenly into panels of up to `_ACCUMULATORS` vectors. A panel of 64
-    rows is copied into `packed` first: there its rows are aligned, float32 and in the first-level
-    cache, and each is read about sixteen times a column of z.
-    """
+    """`grad_weight[j] += sum of z[r, j] * x[first_row + r]` over the bits r of marks[j]."""
     vectors = grad_weight.shape[1] // LANES
     panels = (vectors + _ACCUMULATORS - 1) // _ACCUMULATORS
-    size = 4 * z.shape[1]
-    for panel in range(panels):
-        at = vectors * panel // panels
-        count = vectors * (panel + 1) // panels - at
-        rows_of_x = packed[: rows * count * LANES].reshape(rows, count * LANES)
-        for r in range(rows):
-            source = row(x, first_row + r)
-            for i in range(0, count * LANES, LANES):
-                value = load16_exactly(x, source, at * LANES + i)
-                store16(rows_of_x, row(rows_of_x, r), i, value)
-        base = row(rows_of_x, 0)
+    size = z.strides[0]
+    for p in range(panels):
+        at = vectors * p // panels
+        count = vectors * (p + 1) // panels - at
+        base = _pack(panel, x, first_row, rows, at, count)
         for j in range(z.shape[1]):
             to = row(grad_weight, j) + at * _VECTOR
             scales = row(z, 0) + 4 * j
@@ -305,6 +305,24 @@ def _add_outer_products(
                 add_scaled_rows(to, base, 2 * _VECTOR, scales, size, chosen, 2)
             else:
                 add_scaled_rows(to, base, _VECTOR, scales, size, chosen, 1)
+
+
+@compiled
+def _pack(panel: np.ndarray, x: np.ndarray, first_row: int, rows: int, at: int, count: int) -> int:
+    """Copy `count` vectors of each row, from vector `at` on, to panel; return its address.
+
+    There rows are aligned, float32, zero beyond the width of x, and in the first-level cache.
+    """
+    to = panel[: rows * count * LANES].reshape(rows, count * LANES)
+    for r in range(rows):
+        source = row(x, first_row + r)
+        for i in range(count):
+            c = (at + i) * LANES
+            if c + LANES <= x.shape[1]:
+                store16(to, row(to, r), i * LANES, load16(x, source, c))
+            else:
+                store16(to, row(to, r), i * LANES, load16_exactly(x, source, c))
+    return row(to, 0)
 
 
 @compiled

@@ -5,6 +5,7 @@ the same maths, masks of dropout included: kernels on numpy views for the CPU, t
 other devices.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from distsage.train import kernels
 from distsage.train.features import Block, InputLayer, as_array
 from distsage.train.vectors import LANES
+
 
 def input_self_and_mean(inputs: InputLayer, dtype: torch.dtype = torch.float32) -> Tensor:
     """Layer 1's `[x_v | mean of x_u]`, `[n1, 2F]` of the given dtype, without gradient."""
@@ -92,7 +94,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _HiddenLayer(torch.autograd.Function):
-    """Saves h alone of the activation: an element passes gradient exactly where it is positive."""
+    """Saves of the activation only where it is not zero: gradient passes exactly there."""
 
     @staticmethod
     def forward(
@@ -106,38 +108,58 @@ class _HiddenLayer(torch.autograd.Function):
         key: np.uint64,
     ) -> Tensor:
         weight = weight.to(x.dtype)
-        h = _affine(x, weight, bias)
         ctx.scale = 1.0 / (1.0 - p)
-        threshold = round(p * 2**32)
+        activate = _activate_by_kernels if _by_kernels(x) else _activate_by_torch
+        h, marks = activate(x, weight, bias, p, ctx.scale, key)
         num_dst = len(indptr) - 1
-        if _by_kernels(h):
-            rows = as_array(h)
-            _in_threads(
-                _ranges(len(h)),
-                lambda a, b: kernels.relu_dropout(rows, threshold, ctx.scale, key, a, b),
-            )
+        if _by_kernels(x):
             out = h.new_empty(num_dst, 2 * h.shape[1])
             dst = np.arange(num_dst, dtype=np.int32)
             _gather(out, indptr.numpy(), indices.numpy(), dst, (h,))
         else:
-            h.clamp_(min=0).mul_((_hash32(h, key) >= threshold) * ctx.scale)
             out = torch.cat((h[:num_dst], _mean(h, indptr, indices)), 1)
-        ctx.save_for_backward(x, weight, h, indptr, indices)
+        ctx.save_for_backward(x, weight, marks, indptr, indices)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, h, indptr, indices = ctx.saved_tensors
-        gradients = _gradients_by_kernels if _by_kernels(h) else _gradients_by_torch
+        x, weight, marks, indptr, indices = ctx.saved_tensors
+        gradients = _gradients_by_kernels if _by_kernels(x) else _gradients_by_torch
         needs_z = ctx.needs_input_grad[0]
-        grad_weight, grad_bias, grad_z = gradients(x, h, grad, indptr, indices, ctx.scale, needs_z)
+        grad_weight, grad_bias, grad_z = gradients(
+            x, marks, grad, indptr, indices, ctx.scale, needs_z
+        )
         grad_x = _affine(grad_z, weight.t(), None) if needs_z else None
         return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
+def _activate_by_kernels(
+    x: Tensor, weight: Tensor, bias: Tensor, p: float, scale: float, key: np.uint64
+) -> tuple[Tensor, Tensor]:
+    """`dropout(ReLU(x weight' + bias))` and its marks, as `kernels.relu_dropout` has them."""
+    h = _affine(x, weight, bias)
+    threshold = round(p * 2**32)
+    words = math.ceil(len(h) / kernels.ROWS)
+    marks = torch.zeros(words, max(h.shape[1], LANES), dtype=torch.uint64)
+    arrays = as_array(h), marks.numpy()
+    _in_threads(
+        _ranges(len(h)), lambda a, b: kernels.relu_dropout(*arrays, threshold, scale, key, a, b)
+    )
+    return h, marks
+
+
+def _activate_by_torch(
+    x: Tensor, weight: Tensor, bias: Tensor, p: float, scale: float, key: np.uint64
+) -> tuple[Tensor, Tensor]:
+    """The same in tensor operations; the marks are a bool for each element."""
+    h = _affine(x, weight, bias)
+    h.clamp_(min=0).mul_((_hash32(h, key) >= round(p * 2**32)) * scale)
+    return h, h > 0
+
+
 def _gradients_by_kernels(
     x: Tensor,
-    h: Tensor,
+    marks: Tensor,
     grad: Tensor,
     indptr: Tensor,
     indices: Tensor,
@@ -145,25 +167,24 @@ def _gradients_by_kernels(
     needs_z: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of weight and bias, and that before ReLU `[num_src, H]` if it is needed."""
-    ranges = _ranges(len(h))
-    width = x.shape[1]
+    width, hidden = x.shape[1], grad.shape[1] // 2
+    ranges = _ranges(len(x))
     whole_vectors = math.ceil(width / LANES) * LANES
-    grad_weight = torch.zeros(len(ranges), h.shape[1], whole_vectors)
-    grad_bias = torch.zeros(len(ranges), h.shape[1])
-    grad_z = h.new_empty(len(h) if needs_z else 0, h.shape[1])
-    edges = kernels.transpose(indptr.numpy(), indices.numpy(), len(h))
-    arrays = (as_array(grad_z), as_array(x), as_array(h), as_array(grad.contiguous()), *edges)
+    grad_weight = torch.zeros(len(ranges), hidden, whole_vectors)
+    grad_bias = torch.zeros(len(ranges), hidden)
+    grad_z = x.new_empty(len(x) if needs_z else 0, hidden)
+    edges = kernels.transpose(indptr.numpy(), indices.numpy(), len(x))
+    arrays = as_array(grad_z), as_array(x), marks.numpy(), as_array(grad.contiguous()), *edges
     sums = dict(zip(ranges, zip(grad_weight.numpy(), grad_bias.numpy(), strict=True), strict=True))
     _in_threads(
-        ranges,
-        lambda a, b: kernels.hidden_layer_backward(*sums[a, b], *arrays, scale, a, b),
+        ranges, lambda a, b: kernels.hidden_layer_backward(*sums[a, b], *arrays, scale, a, b)
     )
     return grad_weight.sum(0)[:, :width], grad_bias.sum(0), grad_z
 
 
 def _gradients_by_torch(
     x: Tensor,
-    h: Tensor,
+    marks: Tensor,
     grad: Tensor,
     indptr: Tensor,
     indices: Tensor,
@@ -171,13 +192,13 @@ def _gradients_by_torch(
     needs_z: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same in tensor operations."""
-    num_dst, width = len(grad), h.shape[1]
+    num_dst, width = len(grad), marks.shape[1]
     degree = indptr.diff()
     grad_mean = grad[:, width:] / degree.clamp(min=1)[:, None]
-    grad_z = torch.zeros_like(h)
+    grad_z = grad.new_zeros(marks.shape)
     grad_z[:num_dst] = grad[:, :width]
     grad_z.index_add_(0, indices, grad_mean.repeat_interleave(degree, 0))
-    grad_z.mul_((h > 0) * scale)
+    grad_z.mul_(marks * scale)
     return (grad_z.t() @ x).float(), grad_z.sum(0, dtype=torch.float32), grad_z
 
 
@@ -227,19 +248,22 @@ def _gather(
     arrays = [as_array(t) for t in tables]
     arrays += [arrays[0][:0]] * (3 - len(arrays))
     edges = (as_array(out), indptr, slots, slots[:0] if dst_slots is None else dst_slots)
-    _in_threads(
-        _ranges(len(out)), lambda a, b: kernels.gather_self_and_mean(*edges, *arrays, a, b)
-    )
+    _in_threads(_ranges(len(out)), lambda a, b: kernels.gather_self_and_mean(*edges, *arrays, a, b))
 
 
 def _by_kernels(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def _ranges(count: int, least: int = 256) -> list[tuple[int, int]]:
-    """[0, count) in one piece of at least `least` per torch thread, as (begin, end)."""
+def _ranges(count: int, least: int = 4 * kernels.ROWS) -> list[tuple[int, int]]:
+    """[0, count) in one piece of at least `least` per torch thread, as (begin, end).
+
+    All begin with a multiple of `kernels.ROWS`.
+    """
     pieces = max(1, min(torch.get_num_threads(), math.ceil(count / least)))
-    return [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
+    size = math.ceil(count / pieces / kernels.ROWS) * kernels.ROWS
+    bounds = [min(count, size * i) for i in range(pieces + 1)]
+    return [(a, b) for a, b in itertools.pairwise(bounds) if a < b] or [(0, 0)]
 
 
 def _in_threads(ranges: list[tuple[int, int]], kernel: Callable[[int, int], None]) -> None:

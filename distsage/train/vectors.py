@@ -12,7 +12,8 @@ and written twice with the same result, so a kernel that overwrites its input ta
 Arrays hold float32, or bfloat16 as uint16, or float16 as int16 (numba has neither type).
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from llvmlite import binding, ir
@@ -244,17 +245,32 @@ def mark16(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         marks, array, column, a, bit = args
-        words = ir.VectorType(_I64, LANES)
-        struct = context.make_array(signature.args[0])(context, builder, marks)
-        _, first = _clip(context, builder, signature.args[1], array, column)
-        pointer = builder.bitcast(builder.gep(struct.data, [first]), words.as_pointer())
+        pointer = _locate_marks(context, builder, signature.args[:2], marks, array, column)
         nonzero = builder.fcmp_unordered("!=", a, ir.Constant(_VECTOR, None))
         word = _splat(builder, builder.shl(_I64(1), bit))
-        word = builder.select(nonzero, word, ir.Constant(words, None))
+        word = builder.select(nonzero, word, ir.Constant(word.type, None))
         builder.store(builder.or_(builder.load(pointer, align=8), word), pointer, align=8)
         return context.get_dummy_value()
 
     return types.void(marks, array, types.intp, a, types.intp), codegen
+
+
+@intrinsic
+def where_marked16(
+    typingctx: Any, a: Any, marks: Any, array: Any, column: Any, bit: Any
+) -> tuple[Any, Callable]:
+    """Element by element, a where `mark16` has set that bit, otherwise 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, marks, array, column, bit = args
+        pointer = _locate_marks(context, builder, signature.args[1:3], marks, array, column)
+        word = _splat(builder, builder.shl(_I64(1), bit))
+        found = builder.and_(builder.load(pointer, align=8), word)
+        zeros = ir.Constant(found.type, None)
+        marked = builder.icmp_unsigned("!=", found, zeros)
+        return builder.select(marked, a, ir.Constant(_VECTOR, None))
+
+    return float32x16(a, marks, array, types.intp, types.intp), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -276,47 +292,19 @@ def add_scaled_rows(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         to, rows, row_size, scales, scale_size, chosen, _ = args
-        lanes = range(signature.args[-1].literal_value)
-
-        def vectors(address: Any) -> list[Any]:
-            first = builder.inttoptr(address, _VECTOR.as_pointer())
-            return [builder.gep(first, [_I64(i)]) for i in lanes]
-
-        trailing_zeros = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_I64, [_I64, ir.IntType(1)]), "llvm.cttz.i64"
-        )
-        multiply_add = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), "llvm.fmuladd.v16f32"
-        )
-        before = builder.block
-        head, body, end = (builder.append_basic_block(name) for name in ("rows", "row", "rows_end"))
-        begin = [builder.load(p, align=4) for p in vectors(to)]
-        builder.branch(head)
-
-        builder.position_at_end(head)
-        left = builder.phi(_I64)
-        sums = [builder.phi(_VECTOR) for _ in lanes]
-        builder.cbranch(builder.icmp_unsigned("!=", left, _I64(0)), body, end)
-
-        builder.position_at_end(body)
-        r = builder.call(trailing_zeros, [left, ir.IntType(1)(1)])
-        scale = builder.add(scales, builder.mul(r, scale_size))
-        scale = _splat(builder, builder.load(builder.inttoptr(scale, _F32.as_pointer())))
-        row = vectors(builder.add(rows, builder.mul(r, row_size)))
-        longer = [
-            builder.call(multiply_add, [scale, builder.load(p, align=4), a])
-            for p, a in zip(row, sums, strict=True)
-        ]
-        fewer = builder.and_(left, builder.sub(left, _I64(1)))
-        builder.branch(head)
-        for phi, first, next_ in zip(
-            [left, *sums], [chosen, *begin], [fewer, *longer], strict=True
-        ):
-            phi.add_incoming(first, before)
-            phi.add_incoming(next_, body)
-
-        builder.position_at_end(end)
-        for p, a in zip(vectors(to), sums, strict=True):
+        count = signature.args[-1].literal_value
+        multiply_add = _multiply_add(builder)
+        to = _vectors(builder, to, count)
+        begin = [builder.load(p, align=4) for p in to]
+        with _set_bits(builder, chosen, begin) as (r, sums, carry):
+            scale = builder.add(scales, builder.mul(r, scale_size))
+            scale = _splat(builder, builder.load(builder.inttoptr(scale, _F32.as_pointer())))
+            row = _vectors(builder, builder.add(rows, builder.mul(r, row_size)), count)
+            carry(
+                builder.call(multiply_add, [scale, builder.load(p, align=4), a])
+                for p, a in zip(row, sums, strict=True)
+            )
+        for p, a in zip(to, sums, strict=True):
             builder.store(a, p, align=4)
         return context.get_dummy_value()
 
@@ -360,6 +348,63 @@ def _prefetch(builder: Any, pointer: Any) -> None:
     signature = ir.FunctionType(ir.VoidType(), [_BYTES, _I32, _I32, _I32])
     prefetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0i8")
     builder.call(prefetch, [pointer, _I32(0), _I32(2), _I32(1)])  # to read; level 2; data
+
+
+@contextlib.contextmanager
+def _set_bits(
+    builder: Any, bits: Any, begin: list[Any]
+) -> Iterator[tuple[Any, list[Any], Callable[[Iterable[Any]], None]]]:
+    """A loop over the set bits of a uint64, in ascending order; the block builds its body.
+
+    Gives the number of the bit, the values that the loop carries in registers, which are `begin` at
+    first, and a function that the block calls, at its end, with the next ones. After the block the
+    values are the last ones.
+    """
+    trailing_zeros = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_I64, [_I64, ir.IntType(1)]), "llvm.cttz.i64"
+    )
+    before = builder.block
+    head, body, end = (builder.append_basic_block(name) for name in ("bits", "bit", "bits_end"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    left = builder.phi(_I64)
+    left.add_incoming(bits, before)
+    values = [builder.phi(value.type) for value in begin]
+    for phi, value in zip(values, begin, strict=True):
+        phi.add_incoming(value, before)
+    builder.cbranch(builder.icmp_unsigned("!=", left, _I64(0)), body, end)
+    builder.position_at_end(body)
+
+    def carry(following: Iterable[Any]) -> None:
+        for phi, value in zip(values, following, strict=True):
+            phi.add_incoming(value, builder.block)
+
+    yield builder.call(trailing_zeros, [left, ir.IntType(1)(1)]), values, carry
+    left.add_incoming(builder.and_(left, builder.sub(left, _I64(1))), builder.block)
+    builder.branch(head)
+    builder.position_at_end(end)
+
+
+def _vectors(builder: Any, address: Any, count: int) -> list[Any]:
+    """Pointers to so many vectors from an address on."""
+    first = builder.inttoptr(address, _VECTOR.as_pointer())
+    return [builder.gep(first, [_I64(i)]) for i in range(count)]
+
+
+def _multiply_add(builder: Any) -> Any:
+    """LLVM's function for a * b + c on vectors, rounded once where the processor can."""
+    signature = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    return cgutils.get_or_insert_function(builder.module, signature, "llvm.fmuladd.v16f32")
+
+
+def _locate_marks(
+    context: Any, builder: Any, kinds: Any, marks: Any, array: Any, column: Any
+) -> Any:
+    """Pointer to the marks, a 1-D array, of the columns that `load16` reads."""
+    struct = context.make_array(kinds[0])(context, builder, marks)
+    _, first = _clip(context, builder, kinds[1], array, column)
+    words = ir.VectorType(_I64, LANES)
+    return builder.bitcast(builder.gep(struct.data, [first]), words.as_pointer())
 
 
 def _clip(context: Any, builder: Any, array_type: Any, array: Any, column: Any) -> tuple[Any, Any]:
