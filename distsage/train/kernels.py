@@ -19,6 +19,7 @@ from distsage.train.vectors import (
     load16,
     load16_exactly,
     mark16,
+    multiply_tile,
     positive16,
     prefetch_row,
     row,
@@ -34,6 +35,10 @@ _AHEAD = 16
 
 ROWS = 64
 """Rows of a hidden layer at a time: one per bit of the numbers that say which elements count."""
+
+_TILE_ROWS, _TILE_VECTORS = (12, 2) if host_has("avx512f") else (6, 1)
+TILE_COLUMNS = _TILE_VECTORS * LANES
+"""A tile of a product, which stays in registers."""
 
 _VECTOR = 4 * LANES
 """Bytes of a vector."""
@@ -120,21 +125,23 @@ def gather(
 def relu_dropout(
     h: np.ndarray,
     marks: np.ndarray,
+    bias: np.ndarray,
     threshold: int,
     scale: float,
     key: np.uint64,
     begin: int,
     end: int,
 ) -> None:
-    """In place on rows [begin, end) of h: `max(h, 0) * scale`, or 0 where the hash says drop.
+    """In place on rows [begin, end) of h: `max(h + bias, 0) * scale`, or 0 where it is dropped.
 
     Row i has the key `draw(key, i)` and an element is dropped when its hash (`drop16`) is below
     `threshold`. `distsage.train.layers` has the same as tensor operations, for other devices.
 
     Args:
         h: `[n, H]`.
-        marks: uint64 `[ceil(n / 64), max(H, 16)]`, zeros; `marks[i // 64, j]` gets bit i % 64 where
-            h[i, j] is not zero afterwards.
+        marks: uint64 `[ceil(n / 64), max(H, 16)]`, zeros; `marks[i // 64, c]` gets bit i % 64 where
+            h[i, c] is not zero afterwards.
+        bias: float32 `[1, H]`.
         threshold, scale, key: as above.
         begin, end: the rows; begin is a multiple of 64.
     """
@@ -144,16 +151,72 @@ def relu_dropout(
     for i in range(begin, end):
         at = row(h, i)
         key_i = draw(key, i)
-        marks_i = marks[i // ROWS]
         tail = load16(h, at, width)  # read before the vector that it overlaps is overwritten
-        for c in range(0, width - LANES, LANES):
-            a = load16(h, at, c)
+        for c in range(0, width, LANES):
+            a = load16(h, at, c) if c + LANES < width else tail
+            a = add16(a, load16(bias, row(bias, 0), c))
             a = drop16(scale16(positive16(a, a), scale32), key_i, h, c, threshold32)
-            mark16(marks_i, h, c, a, i % ROWS)
+            mark16(marks, i, h, c, a)
             store16(h, at, c, a)
-        a = drop16(scale16(positive16(tail, tail), scale32), key_i, h, width, threshold32)
-        mark16(marks_i, h, width, a, i % ROWS)
-        store16(h, at, width, a)
+
+
+@compiled
+def hidden_layer_forward(
+    h: np.ndarray,
+    marks: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    threshold: int,
+    scale: float,
+    key: np.uint64,
+    begin: int,
+    end: int,
+) -> None:
+    """Rows [begin, end) of `relu_dropout(x weight' + bias)`, in float32.
+
+    A tile of the product is as large as the registers can hold; ReLU and dropout get it from the
+    first-level cache, so that the product itself is never in memory.
+
+    Args:
+        h: `[n, H]`, to fill.
+        marks, threshold, scale, key, begin, end: as in `relu_dropout`.
+        x: float32 `[n, K]`.
+        weight: float32 `[panels, K, TILE_COLUMNS]`: the transposed weight, TILE_COLUMNS of its
+            columns in each panel; the last one ends with the last column.
+        bias: float32 `[1, H]`.
+    """
+    width = h.shape[1]
+    length = x.shape[1]
+    threshold32 = np.uint32(threshold)
+    scale32 = np.float32(scale)
+    tile = _aligned(_TILE_ROWS * TILE_COLUMNS).reshape(_TILE_ROWS, TILE_COLUMNS)[:, :width]
+    keys = np.empty(_TILE_ROWS, np.uint64)
+    out = row(tile, 0)
+    size = 4 * length
+    last_tile = end - (end - begin) % _TILE_ROWS
+    first = begin
+    while first < end:
+        rows = _TILE_ROWS if first < last_tile else 1
+        for r in range(rows):
+            keys[r] = draw(key, first + r)
+        for panel in range(len(weight)):
+            a = row(x, first)
+            b = row(weight[panel], 0)
+            if rows == 1:
+                multiply_tile(out, a, size, b, length, 1, _TILE_VECTORS)
+            else:
+                multiply_tile(out, a, size, b, length, _TILE_ROWS, _TILE_VECTORS)
+            column = max(0, min(panel * TILE_COLUMNS, width - TILE_COLUMNS))
+            for r in range(rows):
+                i = first + r
+                for c in range(0, tile.shape[1], LANES):
+                    at = column + c
+                    z = add16(load16(tile, row(tile, r), c), load16(bias, row(bias, 0), at))
+                    z = drop16(scale16(positive16(z, z), scale32), keys[r], h, at, threshold32)
+                    mark16(marks, i, h, at, z)
+                    store16(h, row(h, i), at, z)
+        first += rows
 
 
 @compiled
@@ -224,7 +287,6 @@ def hidden_layer_backward(
     panel = _aligned(ROWS * _ACCUMULATORS * LANES)
     for first_row in range(begin, end, ROWS):
         rows = min(ROWS, end - first_row)
-        marks_here = marks[first_row // ROWS]
         for r in range(rows):
             s = first_row + r
             first = begin_of[s]
@@ -249,10 +311,10 @@ def hidden_layer_backward(
                     a1 = add16(a1, scale16(load16(grad_mean, source, c + LANES), w))
                     a2 = add16(a2, scale16(load16(grad_mean, source, c + 2 * LANES), w))
                     a3 = add16(a3, scale16(load16(grad_mean, source, c + 3 * LANES), w))
-                a0 = where_marked16(scale16(a0, scale32), marks_here, z, c, r)
-                a1 = where_marked16(scale16(a1, scale32), marks_here, z, c + LANES, r)
-                a2 = where_marked16(scale16(a2, scale32), marks_here, z, c + 2 * LANES, r)
-                a3 = where_marked16(scale16(a3, scale32), marks_here, z, c + 3 * LANES, r)
+                a0 = where_marked16(marks, s, z, c, scale16(a0, scale32))
+                a1 = where_marked16(marks, s, z, c + LANES, scale16(a1, scale32))
+                a2 = where_marked16(marks, s, z, c + 2 * LANES, scale16(a2, scale32))
+                a3 = where_marked16(marks, s, z, c + 3 * LANES, scale16(a3, scale32))
                 store16(z, to, c, a0)
                 store16(z, to, c + LANES, a1)
                 store16(z, to, c + 2 * LANES, a2)
@@ -264,7 +326,7 @@ def hidden_layer_backward(
         column_sums(sums, z, rows)
         for j in range(width):
             grad_bias[j] += sums[0, j]
-        _add_outer_products(grad_weight, panel, marks_here, z, x, first_row, rows)
+        _add_outer_products(grad_weight, panel, marks[first_row // ROWS], z, x, first_row, rows)
 
 
 @compiled

@@ -20,13 +20,20 @@ from torch import Tensor, nn
 from distsage.train import kernels
 from distsage.train.features import Block, InputLayer, as_array
 from distsage.train.vectors import LANES
+from distsage.train.workspace import Workspace
 
 
-def input_self_and_mean(inputs: InputLayer, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Layer 1's `[x_v | mean of x_u]`, `[n1, 2F]` of the given dtype, without gradient."""
+def input_self_and_mean(
+    inputs: InputLayer, workspace: Workspace, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Layer 1's `[x_v | mean of x_u]`, `[n1, 2F]` of the given dtype, without gradient.
+
+    On the CPU it is the block `input` of the workspace.
+    """
     if _by_kernels(inputs.slots):
         assert all(t.is_contiguous() for t in inputs.tables), "the kernel takes contiguous tables"
-        out = torch.empty(len(inputs.dst_slots), 2 * inputs.tables[0].shape[1], dtype=dtype)
+        width = 2 * inputs.tables[0].shape[1]
+        out = workspace.take("input", len(inputs.dst_slots), width, dtype)
         edges = inputs.indptr.numpy(), inputs.slots.numpy(), inputs.dst_slots.numpy()
         _gather(out, *edges, inputs.tables)
         return out
@@ -56,7 +63,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def hidden_layer(
-    x: Tensor, weight: Tensor, bias: Tensor, block: Block, p: float, key: np.uint64
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    block: Block,
+    p: float,
+    key: np.uint64,
+    workspace: Workspace,
 ) -> Tensor:
     """One layer but the last, and what the next aggregates: `[h_v | mean of h_u]`.
 
@@ -72,11 +85,12 @@ def hidden_layer(
         p: probability in [0, 1) that an element of h is dropped; the others are scaled by
             1 / (1 - p).
         key: names the mask, which is a pure function of it.
+        workspace: its block `hidden` is used while this runs.
 
     Returns:
         `[num_dst, 2H]` in the precision of x.
     """
-    return _HiddenLayer.apply(x, weight, bias, block.indptr, block.indices, p, key)
+    return _HiddenLayer.apply(x, weight, bias, block.indptr, block.indices, p, key, workspace)
 
 
 class _Linear(torch.autograd.Function):
@@ -106,11 +120,12 @@ class _HiddenLayer(torch.autograd.Function):
         indices: Tensor,
         p: float,
         key: np.uint64,
+        workspace: Workspace,
     ) -> Tensor:
         weight = weight.to(x.dtype)
         ctx.scale = 1.0 / (1.0 - p)
         activate = _activate_by_kernels if _by_kernels(x) else _activate_by_torch
-        h, marks = activate(x, weight, bias, p, ctx.scale, key)
+        h, marks = activate(x, weight, bias, p, ctx.scale, key, workspace)
         num_dst = len(indptr) - 1
         if _by_kernels(x):
             out = h.new_empty(num_dst, 2 * h.shape[1])
@@ -130,26 +145,57 @@ class _HiddenLayer(torch.autograd.Function):
             x, marks, grad, indptr, indices, ctx.scale, needs_z
         )
         grad_x = _affine(grad_z, weight.t(), None) if needs_z else None
-        return grad_x, grad_weight, grad_bias, None, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _activate_by_kernels(
-    x: Tensor, weight: Tensor, bias: Tensor, p: float, scale: float, key: np.uint64
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    p: float,
+    scale: float,
+    key: np.uint64,
+    workspace: Workspace,
 ) -> tuple[Tensor, Tensor]:
     """`dropout(ReLU(x weight' + bias))` and its marks, as `kernels.relu_dropout` has them."""
-    h = _affine(x, weight, bias)
+    h = workspace.take("hidden", len(x), len(weight), x.dtype)
     threshold = round(p * 2**32)
     words = math.ceil(len(h) / kernels.ROWS)
     marks = torch.zeros(words, max(h.shape[1], LANES), dtype=torch.uint64)
-    arrays = as_array(h), marks.numpy()
-    _in_threads(
-        _ranges(len(h)), lambda a, b: kernels.relu_dropout(*arrays, threshold, scale, key, a, b)
-    )
+    if x.dtype == torch.float32:
+        arrays = as_array(h), marks.numpy(), as_array(x)
+        parameters = _panels(weight).numpy(), bias.detach().numpy()[None]
+        _in_threads(
+            _ranges(len(h)),
+            lambda a, b: kernels.hidden_layer_forward(
+                *arrays, *parameters, threshold, scale, key, a, b
+            ),
+        )
+    else:
+        torch.mm(x, weight.t(), out=h)
+        arrays = as_array(h), marks.numpy(), bias.detach().numpy()[None]
+        _in_threads(
+            _ranges(len(h)), lambda a, b: kernels.relu_dropout(*arrays, threshold, scale, key, a, b)
+        )
     return h, marks
 
 
+def _panels(weight: Tensor) -> Tensor:
+    """A weight as `kernels.hidden_layer_forward` takes it."""
+    columns = kernels.TILE_COLUMNS
+    weight = nn.functional.pad(weight, (0, 0, 0, max(0, columns - len(weight))))
+    begins = [min(i, len(weight) - columns) for i in range(0, len(weight), columns)]
+    return torch.stack([weight[i : i + columns].t() for i in begins])
+
+
 def _activate_by_torch(
-    x: Tensor, weight: Tensor, bias: Tensor, p: float, scale: float, key: np.uint64
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    p: float,
+    scale: float,
+    key: np.uint64,
+    _: Workspace,
 ) -> tuple[Tensor, Tensor]:
     """The same in tensor operations; the marks are a bool for each element."""
     h = _affine(x, weight, bias)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from distsage.train.features import Block, InputLayer
 from distsage.train.layers import hidden_layer, input_self_and_mean, linear
 from distsage.train.rng import draw
+from distsage.train.workspace import Workspace
 
 
 class SageLayer(nn.Module):
@@ -80,6 +81,7 @@ class GraphSAGE(nn.Module):
         self.layers = cast(Sequence[SageLayer], layers)  # ModuleList has no element type
         self.dropout = dropout
         self.precision = precision
+        self._workspace = Workspace()
         generator = torch.Generator().manual_seed(seed)
         for layer in self.layers:
             layer.reset_parameters(generator)
@@ -99,13 +101,16 @@ class GraphSAGE(nn.Module):
     def forward(self, inputs: InputLayer, blocks: Sequence[Block], key: np.uint64) -> Tensor:
         """Logits `[B, C]` of a batch's seeds; no seeds give `[0, C]` and zero gradients.
 
+        Batches share their memory: the backward pass of one comes before the next one is computed.
+
         Args:
             inputs: layer 1, on the device of the parameters.
             blocks: layers 2..L, likewise.
             key: the batch's dropout stream, unused in evaluation mode.
         """
-        x = input_self_and_mean(inputs, self.precision)
+        x = input_self_and_mean(inputs, self._workspace, self.precision)
         p = self.dropout if self.training else 0.0
         for i, (layer, block) in enumerate(zip(self.layers[:-1], blocks, strict=True)):
-            x = hidden_layer(x, layer.weight, layer.bias, block, p, np.uint64(draw(key, i)))
+            layer_key = np.uint64(draw(key, i))
+            x = hidden_layer(x, layer.weight, layer.bias, block, p, layer_key, self._workspace)
         return self.layers[-1](x).float()

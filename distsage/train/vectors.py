@@ -236,41 +236,38 @@ def load16_exactly(typingctx: Any, array: Any, row: Any, column: Any) -> tuple[A
 
 @intrinsic
 def mark16(
-    typingctx: Any, marks: Any, array: Any, column: Any, a: Any, bit: Any
+    typingctx: Any, marks: Any, index: Any, array: Any, column: Any, a: Any
 ) -> tuple[Any, Callable]:
-    """Set a bit in the marks, uint64 `[>= 16]`, of the columns where a is not zero.
+    """Set bit `index % 64` of `marks[index // 64]` in the columns where a is not zero.
 
-    The columns are those that `load16` reads from a row of the array.
+    Marks are uint64 `[., >= 16]`; the columns are those that `load16` reads from a row of the
+    array.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        marks, array, column, a, bit = args
-        pointer = _locate_marks(context, builder, signature.args[:2], marks, array, column)
-        nonzero = builder.fcmp_unordered("!=", a, ir.Constant(_VECTOR, None))
-        word = _splat(builder, builder.shl(_I64(1), bit))
+        pointer, word = _locate_marks(context, builder, signature.args, args)
+        nonzero = builder.fcmp_unordered("!=", args[4], ir.Constant(_VECTOR, None))
         word = builder.select(nonzero, word, ir.Constant(word.type, None))
         builder.store(builder.or_(builder.load(pointer, align=8), word), pointer, align=8)
         return context.get_dummy_value()
 
-    return types.void(marks, array, types.intp, a, types.intp), codegen
+    return types.void(marks, types.intp, array, types.intp, a), codegen
 
 
 @intrinsic
 def where_marked16(
-    typingctx: Any, a: Any, marks: Any, array: Any, column: Any, bit: Any
+    typingctx: Any, marks: Any, index: Any, array: Any, column: Any, a: Any
 ) -> tuple[Any, Callable]:
     """Element by element, a where `mark16` has set that bit, otherwise 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, marks, array, column, bit = args
-        pointer = _locate_marks(context, builder, signature.args[1:3], marks, array, column)
-        word = _splat(builder, builder.shl(_I64(1), bit))
+        pointer, word = _locate_marks(context, builder, signature.args, args)
         found = builder.and_(builder.load(pointer, align=8), word)
         zeros = ir.Constant(found.type, None)
         marked = builder.icmp_unsigned("!=", found, zeros)
-        return builder.select(marked, a, ir.Constant(_VECTOR, None))
+        return builder.select(marked, args[4], ir.Constant(_VECTOR, None))
 
-    return float32x16(a, marks, array, types.intp, types.intp), codegen
+    return float32x16(marks, types.intp, array, types.intp, a), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -308,10 +305,58 @@ def add_scaled_rows(
             builder.store(a, p, align=4)
         return context.get_dummy_value()
 
-    if not isinstance(count, types.IntegerLiteral):
-        return None
     addresses = (types.intp,) * 5
     return types.void(*addresses, types.uint64, count), codegen
+
+
+@intrinsic(prefer_literal=True)
+def multiply_tile(
+    typingctx: Any, out: Any, a: Any, a_size: Any, b: Any, length: Any, rows: Any, count: Any
+) -> tuple[Any, Callable]:
+    """`out[r] = sum over k of a[r, k] * b[k]`, for `rows` rows of `count` vectors, both literals.
+
+    All are float32 and addresses: out `[rows, count, 16]` and b `[length, count, 16]` without gaps;
+    a `[rows, length]`, a row every a_size bytes. The sums stay in registers.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out, a, a_size, b, length, _, _ = args
+        rows, count = (kind.literal_value for kind in signature.args[-2:])
+        multiply_add = _multiply_add(builder)
+        zero = ir.Constant(_VECTOR, None)
+        before = builder.block
+        head, body, end = (builder.append_basic_block(name) for name in ("k", "k_body", "k_end"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        k = builder.phi(_I64)
+        sums = [builder.phi(_VECTOR) for _ in range(rows * count)]
+        builder.cbranch(builder.icmp_signed("<", k, length), body, end)
+
+        builder.position_at_end(body)
+        column = builder.add(a, builder.mul(k, _I64(4)))
+        row = builder.add(b, builder.mul(k, _I64(4 * LANES * count)))
+        values = [builder.load(p, align=4) for p in _vectors(builder, row, count)]
+        longer = []
+        for r in range(rows):
+            at = builder.add(column, builder.mul(a_size, _I64(r)))
+            factor = _splat(builder, builder.load(builder.inttoptr(at, _F32.as_pointer())))
+            longer += [
+                builder.call(multiply_add, [factor, value, sums[r * count + i]])
+                for i, value in enumerate(values)
+            ]
+        following = builder.add(k, _I64(1))
+        builder.branch(head)
+        for phi, first, next_ in zip(
+            [k, *sums], [_I64(0), *[zero] * len(sums)], [following, *longer], strict=True
+        ):
+            phi.add_incoming(first, before)
+            phi.add_incoming(next_, body)
+        builder.position_at_end(end)
+        for value, p in zip(sums, _vectors(builder, out, rows * count), strict=True):
+            builder.store(value, p, align=4)
+        return context.get_dummy_value()
+
+    return types.void(*(types.intp,) * 5, rows, count), codegen
 
 
 @intrinsic
@@ -397,14 +442,19 @@ def _multiply_add(builder: Any) -> Any:
     return cgutils.get_or_insert_function(builder.module, signature, "llvm.fmuladd.v16f32")
 
 
-def _locate_marks(
-    context: Any, builder: Any, kinds: Any, marks: Any, array: Any, column: Any
-) -> Any:
-    """Pointer to the marks, a 1-D array, of the columns that `load16` reads."""
+def _locate_marks(context: Any, builder: Any, kinds: Any, args: Any) -> tuple[Any, Any]:
+    """Pointer to the marks of (marks, index, array, column), and the bit, sixteen times."""
+    marks, index, array, column = args[:4]
     struct = context.make_array(kinds[0])(context, builder, marks)
-    _, first = _clip(context, builder, kinds[1], array, column)
+    size = cgutils.unpack_tuple(builder, struct.strides, 2)[0]
+    _, first = _clip(context, builder, kinds[2], array, column)
+    at = builder.mul(builder.lshr(index, _I64(6)), size)
+    at = builder.add(
+        builder.add(builder.ptrtoint(struct.data, _I64), at), builder.shl(first, _I64(3))
+    )
     words = ir.VectorType(_I64, LANES)
-    return builder.bitcast(builder.gep(struct.data, [first]), words.as_pointer())
+    bit = builder.shl(_I64(1), builder.and_(index, _I64(63)))
+    return builder.inttoptr(at, words.as_pointer()), _splat(builder, bit)
 
 
 def _clip(context: Any, builder: Any, array_type: Any, array: Any, column: Any) -> tuple[Any, Any]:

@@ -28,9 +28,11 @@ def be_a_rank(watched: Watched) -> None:
 
     from distsage.train.features import SlotMap
     from distsage.train.halo import HaloInference
-    from distsage.train.model import GraphSAGE, input_self_and_mean
+    from distsage.train.layers import input_self_and_mean
+    from distsage.train.model import GraphSAGE
     from distsage.train.sampler import Sampler
     from distsage.train.trainers import Trainers
+    from distsage.train.workspace import Workspace
 
     config, assignment, manifest = job.config, job.assignment, job.parts.manifest
     trainers = Trainers(assignment.trainer_rank, assignment.num_trainers)
@@ -50,7 +52,9 @@ def be_a_rank(watched: Watched) -> None:
     split = slots.split(batch.input_edges.indices, batch.dst_gid)
     own = store.own_rows("features")
     missed = store.pull("features", split.missed_gid)
-    layer_1 = input_self_and_mean(split.input(batch.input_edges.indptr, (own, own[:0], missed)))
+    layer_1 = input_self_and_mean(
+        split.input(batch.input_edges.indptr, (own, own[:0], missed)), Workspace()
+    )
 
     # Bounds of the trainers' nodes, uneven on purpose: the first trainer of a host has a fifth.
     bounds = [0]

@@ -7,6 +7,7 @@ import torch
 from distsage.train.features import SlotMap, local_input
 from distsage.train.layers import input_self_and_mean
 from distsage.train.sampler import Sampler
+from distsage.train.workspace import Workspace
 from tests.unit.graphs import key_of, random_topology
 
 N = 400
@@ -45,8 +46,8 @@ def test_every_slot_leads_to_the_row_of_its_node(lo, hi, num_cached):
         assert torch.equal(split.gather(tables), x[src_gid])
 
         inputs = split.input(batch.input_edges.indptr, tables)
-        whole = input_self_and_mean(local_input(batch, x))
-        assert torch.equal(input_self_and_mean(inputs), whole)
+        whole = input_self_and_mean(local_input(batch, x), Workspace())
+        assert torch.equal(input_self_and_mean(inputs, Workspace()), whole)
         for i in range(len(batch.dst_gid)):
             src = src_gid[batch.input_edges.indptr[i] : batch.input_edges.indptr[i + 1]]
             mean = x[src].double().mean(0) if len(src) else torch.zeros(6, dtype=torch.float64)

@@ -12,6 +12,7 @@ from distsage.train.layers import _hash32, hidden_layer, input_self_and_mean
 from distsage.train.model import GraphSAGE
 from distsage.train.rng import Purpose, stream_key
 from distsage.train.sampler import Sampler
+from distsage.train.workspace import Workspace
 from tests.unit.graphs import key_of, random_topology
 
 NUM_NODES = 600
@@ -35,7 +36,7 @@ def relu_dropout(z: torch.Tensor, p: float, key: np.uint64) -> torch.Tensor:
 def hidden(z: torch.Tensor, block: Block, p: float, key: np.uint64) -> torch.Tensor:
     """`hidden_layer` with the identity for a weight."""
     width = z.shape[1]
-    return hidden_layer(z, torch.eye(width), torch.zeros(width), block, p, key)
+    return hidden_layer(z, torch.eye(width), torch.zeros(width), block, p, key, Workspace())
 
 
 def features(width: int) -> torch.Tensor:
@@ -136,23 +137,27 @@ def test_logits_equal_dense_numpy():
 @pytest.mark.parametrize("p", [0.0, 0.4])
 @pytest.mark.parametrize("by_kernels", [True, False])
 @pytest.mark.parametrize("width", [3, 16, 20, 64, 100, 256])
-def test_hidden_layer_and_its_gradient_against_dense_operations(p, width, by_kernels, monkeypatch):
+@pytest.mark.parametrize("in_width", [6, 30, 128, 300])
+def test_hidden_layer_and_its_gradient_against_dense_operations(
+    p, width, in_width, by_kernels, monkeypatch
+):
     monkeypatch.setattr(layers, "_by_kernels", lambda _: by_kernels)
-    csc = sampled(2, 15).blocks[0]
+    csc = sampled(2, 40).blocks[0]
+    assert csc.num_src > 128  # three words of marks
     adjacency = torch.zeros(csc.num_dst, csc.num_src)
     for v in range(csc.num_dst):
         src = csc.indices[csc.indptr[v] : csc.indptr[v + 1]].astype(int)
         adjacency[v, src] = 1 / max(len(src), 1)
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(csc.num_src, 30, generator=generator)
-    parameters = torch.randn(width, 30, generator=generator), torch.randn(width)
+    x = torch.randn(csc.num_src, in_width, generator=generator)
+    parameters = torch.randn(width, in_width, generator=generator), torch.randn(width)
     keep = _hash32(torch.empty(csc.num_src, width), np.uint64(4)) >= round(p * 2**32)
     ours = [t.clone().requires_grad_() for t in (x, *parameters)]
     dense = [t.clone().requires_grad_() for t in (x, *parameters)]
 
     h = torch.relu(dense[0] @ dense[1].t() + dense[2]) * keep / (1 - p)
     expected = torch.cat((h[: csc.num_dst], adjacency @ h), 1)
-    result = hidden_layer(*ours, Block.from_csc(csc), p, np.uint64(4))
+    result = hidden_layer(*ours, Block.from_csc(csc), p, np.uint64(4), Workspace())
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
     weighted_sum(expected).backward()
     weighted_sum(result).backward()
@@ -183,6 +188,36 @@ def test_threads_change_nothing():
     torch.set_num_threads(threads)
     assert torch.equal(results[0][0], results[1][0])
     torch.testing.assert_close(results[0], results[1])
+
+
+def test_a_batch_uses_the_memory_of_the_one_before():
+    """And autograd refuses the backward pass of the earlier one, whose rows are gone."""
+    model = GraphSAGE(20, 64, 5, 2, dropout=0.5)
+    x = features(20)
+    old, new = (sampled(2, n) for n in (100, 90))
+    logits = model(local_input(old, x), blocks_of(old), old.key)
+    blocks = {name: block.data_ptr() for name, block in model._workspace._blocks.items()}
+    assert len(blocks) == 2
+    weighted_sum(model(local_input(new, x), blocks_of(new), new.key)).backward()
+    assert {name: block.data_ptr() for name, block in model._workspace._blocks.items()} == blocks
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        weighted_sum(logits).backward()
+
+
+@pytest.mark.parametrize("width", [5, 16, 20, 31, 32, 33, 48, 100])
+@pytest.mark.parametrize("num_rows", [1, 11, 12, 13, 64, 300])
+def test_hidden_layer_of_any_width_and_number_of_rows(width, num_rows):
+    """Widths and numbers of rows on both sides of a tile of the product, by float64."""
+    generator = torch.Generator().manual_seed(width)
+    x = torch.randn(num_rows, 30, generator=generator)
+    weight = torch.randn(width, 30, generator=generator)
+    bias = torch.randn(width, generator=generator)
+    no_edges = Block(
+        torch.zeros(num_rows + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int32), num_rows
+    )
+    out = hidden_layer(x, weight, bias, no_edges, 0.0, np.uint64(1), Workspace())
+    expected = torch.relu(x.double() @ weight.double().t() + bias).float()
+    torch.testing.assert_close(out[:, :width], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_initial_weights_are_those_of_sageconv():
@@ -293,8 +328,8 @@ def test_bf16_is_close_and_keeps_float32_parameters(num_layers):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_tables_are_read_exactly(dtype):
     batch, half = sampled(2, 100), features(50).to(dtype)
-    a = input_self_and_mean(local_input(batch, half))
-    b = input_self_and_mean(local_input(batch, half.float()))
+    a = input_self_and_mean(local_input(batch, half), Workspace())
+    b = input_self_and_mean(local_input(batch, half.float()), Workspace())
     assert torch.equal(a, b)
-    rounded = input_self_and_mean(local_input(batch, half), torch.bfloat16)
+    rounded = input_self_and_mean(local_input(batch, half), Workspace(), torch.bfloat16)
     assert torch.equal(rounded, b.to(torch.bfloat16))

@@ -12,10 +12,11 @@ import torch
 
 from distsage.config import TrainConfig
 from distsage.train.batches import prepare_ahead
-from distsage.train.model import input_self_and_mean
+from distsage.train.layers import input_self_and_mean
 from distsage.train.remote_batches import BatchSource, FeatureRows
 from distsage.train.sampler import Sampler
 from distsage.train.seeds import SeedPlan
+from distsage.train.workspace import Workspace
 from tests.unit.graphs import random_topology
 
 N, LOW, HIGH = 600, 200, 400
@@ -41,7 +42,7 @@ def everything(batches: BatchSource):
     for epoch in range(CONFIG.num_epochs):
         for batch in batches.epoch(epoch):
             edges = [t for block in batch.blocks for t in (block.indptr, block.indices)]
-            seen += [input_self_and_mean(batch.inputs), batch.labels, *edges]
+            seen += [input_self_and_mean(batch.inputs, Workspace()), batch.labels, *edges]
     batches.close()
     return seen
 
