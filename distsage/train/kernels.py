@@ -289,6 +289,8 @@ def hidden_layer_backward(
         rows = min(ROWS, end - first_row)
         for r in range(rows):
             s = first_row + r
+            if s + ROWS < end:
+                prefetch_row(x, row(x, s + ROWS))
             first = begin_of[s]
             last = begin_of[s + 1]
             to = row(z, r)
