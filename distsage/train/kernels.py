@@ -11,6 +11,7 @@ import numpy as np
 from distsage.train.compiled import compiled
 from distsage.train.rng import draw
 from distsage.train.vectors import (
+    CACHE_LINE,
     LANES,
     add16,
     add_scaled_rows,
@@ -165,6 +166,12 @@ def hidden_layer_forward(
     h: np.ndarray,
     marks: np.ndarray,
     x: np.ndarray,
+    indptr: np.ndarray,
+    slots: np.ndarray,
+    dst_slots: np.ndarray,
+    own: np.ndarray,
+    cached: np.ndarray,
+    missed: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray,
     threshold: int,
@@ -176,12 +183,16 @@ def hidden_layer_forward(
     """Rows [begin, end) of `relu_dropout(x weight' + bias)`, in float32.
 
     A tile of the product is as large as the registers can hold; ReLU and dropout get it from the
-    first-level cache, so that the product itself is never in memory.
+    first-level cache, so that the product itself is never in memory. In layer 1 a few rows of x are
+    gathered at a time, and while their products are computed, the memory delivers what the next
+    ones are gathered from.
 
     Args:
         h: `[n, H]`, to fill.
         marks, threshold, scale, key, begin, end: as in `relu_dropout`.
-        x: float32 `[n, K]`.
+        x: float32 `[n, K]`; to fill, where there are dst_slots.
+        indptr, slots, dst_slots, own, cached, missed: what x is gathered from, as in
+            `gather_self_and_mean`; no dst_slots where x is given.
         weight: float32 `[panels, K, TILE_COLUMNS]`: the transposed weight, TILE_COLUMNS of its
             columns in each panel; the last one ends with the last column.
         bias: float32 `[1, H]`.
@@ -190,23 +201,42 @@ def hidden_layer_forward(
     length = x.shape[1]
     threshold32 = np.uint32(threshold)
     scale32 = np.float32(scale)
+    gathers = len(dst_slots) > 0
     tile = _aligned(_TILE_ROWS * TILE_COLUMNS).reshape(_TILE_ROWS, TILE_COLUMNS)[:, :width]
     keys = np.empty(_TILE_ROWS, np.uint64)
+    ahead = np.empty(len(weight) * length, np.int64)
+    lines = ahead.reshape(len(weight), length)
     out = row(tile, 0)
-    size = 4 * length
     last_tile = end - (end - begin) % _TILE_ROWS
     first = begin
     while first < end:
         rows = _TILE_ROWS if first < last_tile else 1
+        if gathers:
+            gather_self_and_mean(
+                x, indptr, slots, dst_slots, own, cached, missed, first, first + rows
+            )
+        ahead[:] = row(x, first)
+        count = 0
+        for i in range(first + rows, min(first + rows + _TILE_ROWS, end)):
+            if gathers:
+                size = own.shape[1] * own.itemsize
+                source = slot_row(own, cached, missed, dst_slots[i])
+                count = _ask_ahead(ahead, count, source, size)
+                for e in range(indptr[i], indptr[i + 1]):
+                    source = slot_row(own, cached, missed, slots[e])
+                    count = _ask_ahead(ahead, count, source, size)
+            else:
+                count = _ask_ahead(ahead, count, row(x, i), 4 * length)
         for r in range(rows):
             keys[r] = draw(key, first + r)
         for panel in range(len(weight)):
             a = row(x, first)
             b = row(weight[panel], 0)
+            asked = row(lines, panel)
             if rows == 1:
-                multiply_tile(out, a, size, b, length, 1, _TILE_VECTORS)
+                multiply_tile(out, a, 4 * length, b, length, asked, 1, _TILE_VECTORS)
             else:
-                multiply_tile(out, a, size, b, length, _TILE_ROWS, _TILE_VECTORS)
+                multiply_tile(out, a, 4 * length, b, length, asked, _TILE_ROWS, _TILE_VECTORS)
             column = max(0, min(panel * TILE_COLUMNS, width - TILE_COLUMNS))
             for r in range(rows):
                 i = first + r
@@ -217,6 +247,17 @@ def hidden_layer_forward(
                     mark16(marks, i, h, at, z)
                     store16(h, row(h, i), at, z)
         first += rows
+
+
+@compiled
+def _ask_ahead(ahead: np.ndarray, count: int, address: int, size: int) -> int:
+    """Note pairs of cache lines that hold `size` bytes, while there is room; return the count."""
+    first = address & -CACHE_LINE
+    while first < address + size and count < ahead.size:
+        ahead[count] = first
+        first += 2 * CACHE_LINE
+        count += 1
+    return count
 
 
 @compiled

@@ -63,13 +63,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def hidden_layer(
-    x: Tensor,
+    x: Tensor | InputLayer,
     weight: Tensor,
     bias: Tensor,
     block: Block,
     p: float,
     key: np.uint64,
     workspace: Workspace,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """One layer but the last, and what the next aggregates: `[h_v | mean of h_u]`.
 
@@ -78,19 +79,30 @@ def hidden_layer(
     rows at a time.
 
     Args:
-        x: `[num_src, 2 * in]`.
+        x: `[num_src, 2 * in]`; in layer 1, what `input_self_and_mean` makes it from.
         weight: float32 `[H, 2 * in]`.
         bias: float32 `[H]`.
         block: the edges of the next layer.
         p: probability in [0, 1) that an element of h is dropped; the others are scaled by
             1 / (1 - p).
         key: names the mask, which is a pure function of it.
-        workspace: its block `hidden` is used while this runs.
+        dtype: of what is computed.
+        workspace: its block `input` holds x in layer 1, until the backward pass; its block `hidden`
+            is used while this runs.
 
     Returns:
-        `[num_dst, 2H]` in the precision of x.
+        `[num_dst, 2H]` of the given dtype.
     """
-    return _HiddenLayer.apply(x, weight, bias, block.indptr, block.indices, p, key, workspace)
+    inputs = None
+    if isinstance(x, InputLayer):
+        if _by_kernels(x.slots) and dtype == torch.float32:
+            inputs = x
+            x = workspace.take("input", len(x.dst_slots), 2 * x.tables[0].shape[1], dtype)
+        else:
+            x = input_self_and_mean(x, workspace, dtype)
+    return _HiddenLayer.apply(
+        x, inputs, weight, bias, block.indptr, block.indices, p, key, workspace
+    )
 
 
 class _Linear(torch.autograd.Function):
@@ -114,6 +126,7 @@ class _HiddenLayer(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
+        inputs: InputLayer | None,
         weight: Tensor,
         bias: Tensor,
         indptr: Tensor,
@@ -125,7 +138,7 @@ class _HiddenLayer(torch.autograd.Function):
         weight = weight.to(x.dtype)
         ctx.scale = 1.0 / (1.0 - p)
         activate = _activate_by_kernels if _by_kernels(x) else _activate_by_torch
-        h, marks = activate(x, weight, bias, p, ctx.scale, key, workspace)
+        h, marks = activate(x, inputs, weight, bias, p, ctx.scale, key, workspace)
         num_dst = len(indptr) - 1
         if _by_kernels(x):
             out = h.new_empty(num_dst, 2 * h.shape[1])
@@ -145,11 +158,12 @@ class _HiddenLayer(torch.autograd.Function):
             x, marks, grad, indptr, indices, ctx.scale, needs_z
         )
         grad_x = _affine(grad_z, weight.t(), None) if needs_z else None
-        return grad_x, grad_weight, grad_bias, None, None, None, None, None
+        return grad_x, None, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _activate_by_kernels(
     x: Tensor,
+    inputs: InputLayer | None,
     weight: Tensor,
     bias: Tensor,
     p: float,
@@ -157,13 +171,16 @@ def _activate_by_kernels(
     key: np.uint64,
     workspace: Workspace,
 ) -> tuple[Tensor, Tensor]:
-    """`dropout(ReLU(x weight' + bias))` and its marks, as `kernels.relu_dropout` has them."""
+    """`dropout(ReLU(x weight' + bias))` and its marks, as `kernels.relu_dropout` has them.
+
+    Fills x first where there are inputs.
+    """
     h = workspace.take("hidden", len(x), len(weight), x.dtype)
     threshold = round(p * 2**32)
     words = math.ceil(len(h) / kernels.ROWS)
     marks = torch.zeros(words, max(h.shape[1], LANES), dtype=torch.uint64)
     if x.dtype == torch.float32:
-        arrays = as_array(h), marks.numpy(), as_array(x)
+        arrays = as_array(h), marks.numpy(), as_array(x), *_sources(inputs, x)
         parameters = _panels(weight).numpy(), bias.detach().numpy()[None]
         _in_threads(
             _ranges(len(h)),
@@ -190,6 +207,7 @@ def _panels(weight: Tensor) -> Tensor:
 
 def _activate_by_torch(
     x: Tensor,
+    inputs: InputLayer | None,
     weight: Tensor,
     bias: Tensor,
     p: float,
@@ -291,10 +309,25 @@ def _gather(
 
     Without dst_slots the means alone.
     """
-    arrays = [as_array(t) for t in tables]
-    arrays += [arrays[0][:0]] * (3 - len(arrays))
     edges = (as_array(out), indptr, slots, slots[:0] if dst_slots is None else dst_slots)
+    arrays = _three(tables)
     _in_threads(_ranges(len(out)), lambda a, b: kernels.gather_self_and_mean(*edges, *arrays, a, b))
+
+
+def _sources(inputs: InputLayer | None, x: Tensor) -> tuple[np.ndarray, ...]:
+    """What `kernels.hidden_layer_forward` gathers x from: edges and tables, or nothing."""
+    if inputs is None:
+        nothing = np.empty(0, np.int32)
+        return np.empty(0, np.int64), nothing, nothing, *_three((x[:0],))
+    assert all(t.is_contiguous() for t in inputs.tables), "the kernel takes contiguous tables"
+    edges = inputs.indptr.numpy(), inputs.slots.numpy(), inputs.dst_slots.numpy()
+    return *edges, *_three(inputs.tables)
+
+
+def _three(tables: tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
+    """One to three tables as three."""
+    arrays = [as_array(t) for t in tables]
+    return *arrays, *[arrays[0][:0]] * (3 - len(arrays))
 
 
 def _by_kernels(tensor: Tensor) -> bool:

@@ -108,9 +108,19 @@ class GraphSAGE(nn.Module):
             blocks: layers 2..L, likewise.
             key: the batch's dropout stream, unused in evaluation mode.
         """
-        x = input_self_and_mean(inputs, self._workspace, self.precision)
         p = self.dropout if self.training else 0.0
+        x: InputLayer | Tensor = inputs
         for i, (layer, block) in enumerate(zip(self.layers[:-1], blocks, strict=True)):
-            layer_key = np.uint64(draw(key, i))
-            x = hidden_layer(x, layer.weight, layer.bias, block, p, layer_key, self._workspace)
+            x = hidden_layer(
+                x,
+                layer.weight,
+                layer.bias,
+                block,
+                p,
+                np.uint64(draw(key, i)),
+                self._workspace,
+                self.precision,
+            )
+        if isinstance(x, InputLayer):
+            x = input_self_and_mean(x, self._workspace, self.precision)
         return self.layers[-1](x).float()

@@ -21,6 +21,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
 LANES = 16
+CACHE_LINE = 64
+"""Bytes."""
 
 
 class _Float32x16(types.Type):
@@ -311,16 +313,27 @@ def add_scaled_rows(
 
 @intrinsic(prefer_literal=True)
 def multiply_tile(
-    typingctx: Any, out: Any, a: Any, a_size: Any, b: Any, length: Any, rows: Any, count: Any
+    typingctx: Any,
+    out: Any,
+    a: Any,
+    a_size: Any,
+    b: Any,
+    length: Any,
+    ahead: Any,
+    rows: Any,
+    count: Any,
 ) -> tuple[Any, Callable]:
     """`out[r] = sum over k of a[r, k] * b[k]`, for `rows` rows of `count` vectors, both literals.
 
     All are float32 and addresses: out `[rows, count, 16]` and b `[length, count, 16]` without gaps;
     a `[rows, length]`, a row every a_size bytes. The sums stay in registers.
+
+    The memory has nothing to do meanwhile: for each k, the two cache lines are asked for that begin
+    at the address `ahead[k]`; ahead is the address of int64 `[length]`.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        out, a, a_size, b, length, _, _ = args
+        out, a, a_size, b, length, ahead, _, _ = args
         rows, count = (kind.literal_value for kind in signature.args[-2:])
         multiply_add = _multiply_add(builder)
         zero = ir.Constant(_VECTOR, None)
@@ -336,6 +349,10 @@ def multiply_tile(
         column = builder.add(a, builder.mul(k, _I64(4)))
         row = builder.add(b, builder.mul(k, _I64(4 * LANES * count)))
         values = [builder.load(p, align=4) for p in _vectors(builder, row, count)]
+        lines = builder.gep(builder.inttoptr(ahead, _I64.as_pointer()), [k])
+        lines = builder.inttoptr(builder.load(lines), _BYTES)
+        for offset in (0, CACHE_LINE):
+            _prefetch(builder, builder.gep(lines, [_I64(offset)]))
         longer = []
         for r in range(rows):
             at = builder.add(column, builder.mul(a_size, _I64(r)))
@@ -356,7 +373,7 @@ def multiply_tile(
             builder.store(value, p, align=4)
         return context.get_dummy_value()
 
-    return types.void(*(types.intp,) * 5, rows, count), codegen
+    return types.void(*(types.intp,) * 6, rows, count), codegen
 
 
 @intrinsic
