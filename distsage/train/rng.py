@@ -39,20 +39,6 @@ def draw(key: np.uint64, i: int) -> np.uint64:
 
 
 @compiled
-def hash32(value: int, key: np.uint64) -> np.uint32:
-    """A uint32 for the lower 32 bits of value, the same as in `distsage.train.vectors.drop16`.
-
-    lowbias32 (Wellons, "Prospecting for hash functions", 2018) with the key's halves mixed in.
-    """
-    x = np.uint32(np.uint32(value) * np.uint32(0x9E3779B9)) + np.uint32(key & np.uint64(0xFFFFFFFF))
-    x = np.uint32(x)
-    x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))
-    x = np.uint32(x ^ np.uint32(key >> np.uint64(32)))
-    x = np.uint32((x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B))
-    return np.uint32(x ^ (x >> np.uint32(16)))
-
-
-@compiled
 def below(bits: np.uint64, n: int) -> int:
     """Map 64 random bits to an integer in [0, n), for n < 2**53."""
     return int(np.float64(bits >> np.uint64(11)) * 2.0**-53 * np.float64(n))

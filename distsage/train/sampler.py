@@ -13,8 +13,8 @@ import numpy as np
 from distsage.data.graph import Topology
 from distsage.errors import UserError
 from distsage.train.compiled import compiled
-from distsage.train.rng import below, draw, hash32, mix64
-from distsage.train.vectors import prefetch_item
+from distsage.train.rng import below, draw, mix64
+from distsage.train.vectors import LANES, at_most16, compress16, count_bits, hash16, prefetch_item
 
 Method = Literal["uniform", "replacement", "labor"]
 
@@ -88,7 +88,7 @@ class Neighbours:
         self._method = method
         max_degree = int(np.diff(self._indptr).max(initial=0))
         if method == "labor":
-            self._numbers = np.empty((2, max_degree + 1), np.uint32)
+            self._numbers = np.empty((2, max_degree + 2 * LANES), np.uint32)
         else:
             self._picked = np.zeros(max_degree // 64 + 1, np.uint64)
 
@@ -307,9 +307,9 @@ def _sample_labor(
     numbers: np.ndarray,
     small: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pick the fan_out neighbours with the smallest `hash32(source, key)`; returns as above.
+    """Pick the fan_out neighbours whose hash under the key (`hash16`) is smallest; returns as above.
 
-    `numbers` and `small`, uint32, are scratch space for one element more than the largest degree.
+    `numbers` and `small`, uint32, are scratch space for 32 elements more than the largest degree.
     """
     num_dst = len(dst_gid)
     out_indptr = np.empty(num_dst + 1, np.int64)
@@ -319,7 +319,8 @@ def _sample_labor(
         degree = indptr[v + 1] - indptr[v]
         out_indptr[i + 1] = out_indptr[i] + (degree if fan_out < 0 else min(degree, fan_out))
 
-    out_src = np.empty(out_indptr[num_dst] + 1, indices.dtype)
+    small_src = np.empty(len(small), indices.dtype)
+    out_src = np.empty(out_indptr[num_dst] + 2 * LANES, indices.dtype)
     for i in range(num_dst):
         if i + _ROWS_AHEAD < num_dst:
             ahead = dst_gid[i + _ROWS_AHEAD] - low
@@ -334,33 +335,38 @@ def _sample_labor(
             for p in range(degree):
                 out_src[out + p] = indices[first + p]
             continue
-        for p in range(degree):
-            numbers[p] = hash32(indices[first + p], key)
+        for p in range(0, degree, LANES):
+            hash16(numbers, p, indices, first + p, degree - p, key)
         # Nearly always the smallest are below a bound that few others are below, too.
         share = (fan_out + 3 * np.sqrt(fan_out) + 3) / degree
         num_small = 0
         while num_small < fan_out:
             bound = np.uint32(min(share, 1.0) * 0xFFFFFFFF)
             num_small = 0
-            for p in range(degree):
-                small[num_small] = p
-                num_small += numbers[p] <= bound
+            for p in range(0, degree, LANES):
+                bits = at_most16(numbers, p, bound)
+                if degree - p < LANES:
+                    bits &= (np.uint64(1) << np.uint64(degree - p)) - np.uint64(1)
+                compress16(small, num_small, numbers, p, bits)
+                compress16(small_src, num_small, indices, first + p, bits)
+                num_small += count_bits(bits)
             share *= 2
+        small[num_small : num_small + LANES] = 0xFFFFFFFF
+        last = np.uint32(0xFFFFFFFF)  # the fan_out-th smallest
         for q in range(num_small):
-            numbers[q] = numbers[small[q]]  # in place, because small ascends
-        last = np.uint32(0)  # the largest of the fan_out smallest
-        for q in range(num_small):
-            rank = 0
-            for p in range(num_small):
-                rank += numbers[p] < numbers[q]
-            if rank < fan_out:
-                last = max(last, numbers[q])
-        # No branch, because nobody could predict it: what is not taken is overwritten, by the next
-        # row in the end. Equal numbers must not give a row too many.
-        p = 0
-        for q in range(num_small):
-            out_src[out + p] = indices[first + small[q]]
-            p += (numbers[q] <= last) & (p < fan_out)
+            no_larger = 0
+            for p in range(0, num_small, LANES):
+                no_larger += count_bits(at_most16(small, p, small[q]))
+            if no_larger >= fan_out:
+                last = min(last, small[q])
+        # What is too much, because numbers are equal, is overwritten by the next row.
+        taken = out
+        for p in range(0, num_small, LANES):
+            bits = at_most16(small, p, last)
+            if num_small - p < LANES:
+                bits &= (np.uint64(1) << np.uint64(num_small - p)) - np.uint64(1)
+            compress16(out_src, taken, small_src, p, bits)
+            taken = min(taken + count_bits(bits), out + fan_out)
     return out_indptr, out_src[: out_indptr[num_dst]]
 
 

@@ -103,22 +103,14 @@ def drop16(
 ) -> tuple[Any, Callable]:
     """Element by element, a, or 0 where 32 hashed bits of (key, column) are below threshold.
 
-    The hash is lowbias32 (Wellons, "Prospecting for hash functions", 2018) of the column, with the
-    two halves of the key, a uint64, mixed in. The threshold is a uint32.
+    The hash is that of the column (`_hash`); the key is a uint64, the threshold a uint32.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         a, key, array, column, threshold = args
         _, first = _clip(context, builder, signature.args[2], array, column)
-        low = _splat(builder, builder.trunc(key, _I32))
-        high = _splat(builder, builder.trunc(builder.lshr(key, _I64(32)), _I32))
         x = builder.add(_splat(builder, builder.trunc(first, _I32)), _lanes())
-        x = builder.add(builder.mul(x, _splat(builder, _I32(0x9E3779B9))), low)
-        x = builder.xor(x, builder.lshr(x, _splat(builder, _I32(16))))
-        x = builder.xor(builder.mul(x, _splat(builder, _I32(0x7FEB352D))), high)
-        x = builder.xor(x, builder.lshr(x, _splat(builder, _I32(15))))
-        x = builder.mul(x, _splat(builder, _I32(0x846CA68B)))
-        x = builder.xor(x, builder.lshr(x, _splat(builder, _I32(16))))
+        x = _hash(builder, x, key)
         keep = builder.icmp_unsigned(">=", x, _splat(builder, threshold))
         return builder.select(keep, a, ir.Constant(_VECTOR, None))
 
@@ -377,6 +369,103 @@ def multiply_tile(
 
 
 @intrinsic
+def hash16(
+    typingctx: Any, to: Any, at: Any, array: Any, index: Any, count: Any, key: Any
+) -> tuple[Any, Callable]:
+    """`to[at + i]` = the hash (`_hash`) of the lower half of `array[index + i]`, for i < count.
+
+    Sixteen at the most; anything may be written behind them, up to `to[at + 16]`. `to` is uint32,
+    the array holds integers, the key is a uint64.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, at, array, index, count, key = args
+        item = context.get_data_type(signature.args[2].dtype)
+        source = context.make_array(signature.args[2])(context, builder, array).data
+        target = context.make_array(signature.args[0])(context, builder, to).data
+        kind, numbers = ir.VectorType(item, LANES), ir.VectorType(_I32, LANES)
+        pointer = builder.bitcast(builder.gep(source, [index]), kind.as_pointer())
+        values = _masked_load(builder, pointer, item, count)
+        if item.width > 32:
+            values = builder.trunc(values, numbers)
+        pointer = builder.bitcast(builder.gep(target, [at]), numbers.as_pointer())
+        builder.store(_hash(builder, values, key), pointer, align=4)
+        return context.get_dummy_value()
+
+    arguments = to, types.intp, array, types.intp, types.intp, types.uint64
+    return types.void(*arguments), codegen
+
+
+@intrinsic
+def at_most16(typingctx: Any, array: Any, index: Any, bound: Any) -> tuple[Any, Callable]:
+    """A uint64 whose bit i is set where `array[index + i] <= bound`, for sixteen uint32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        numbers = ir.VectorType(_I32, LANES)
+        struct = context.make_array(signature.args[0])(context, builder, args[0])
+        pointer = builder.gep(struct.data, [args[1]])
+        found = builder.load(builder.bitcast(pointer, numbers.as_pointer()), align=4)
+        few = builder.icmp_unsigned("<=", found, _splat(builder, args[2]))
+        return builder.zext(builder.bitcast(few, ir.IntType(LANES)), _I64)
+
+    return types.uint64(array, types.intp, types.uint32), codegen
+
+
+@intrinsic
+def compress16(
+    typingctx: Any, to: Any, at: Any, array: Any, index: Any, bits: Any
+) -> tuple[Any, Callable]:
+    """Write to `to[at:]` those of `array[index + i]` whose bit i < 16 is set, one after the other.
+
+    Anything may be written behind them, up to `to[at + 16]`. The arrays hold integers of one size.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, at, array, index, bits = args
+        item = context.get_data_type(signature.args[2].dtype)
+        lanes = min(LANES, 512 // item.width)  # LLVM 22 crashes on more than a register
+        kind, flags = ir.VectorType(item, lanes), ir.VectorType(ir.IntType(1), lanes)
+        name = f"v{lanes}i{item.width}"
+        masked_load = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(kind, [kind.as_pointer(), _I32, flags, kind]),
+            f"llvm.masked.load.{name}.p0{name}",
+        )
+        compress = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(kind, [kind, flags, kind]),
+            f"llvm.experimental.vector.compress.{name}",
+        )
+        source = context.make_array(signature.args[2])(context, builder, array).data
+        target = context.make_array(signature.args[0])(context, builder, to).data
+        nothing = ir.Constant(kind, None)
+        size = item.width // 8
+        for first in range(0, LANES, lanes):
+            some = builder.trunc(builder.lshr(bits, _I64(first)), ir.IntType(lanes))
+            mask = builder.bitcast(some, flags)
+            pointer = builder.gep(source, [builder.add(index, _I64(first))])
+            pointer = builder.bitcast(pointer, kind.as_pointer())
+            values = builder.call(masked_load, [pointer, _I32(size), mask, nothing])
+            values = builder.call(compress, [values, mask, nothing])
+            pointer = builder.bitcast(builder.gep(target, [at]), kind.as_pointer())
+            builder.store(values, pointer, align=size)
+            at = builder.add(at, _count_bits(builder, builder.zext(some, _I64)))
+        return context.get_dummy_value()
+
+    return types.void(to, types.intp, array, types.intp, types.uint64), codegen
+
+
+@intrinsic
+def count_bits(typingctx: Any, bits: Any) -> tuple[Any, Callable]:
+    """How many bits of a uint64 are set."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _count_bits(builder, args[0])
+
+    return types.intp(types.uint64), codegen
+
+
+@intrinsic
 def prefetch_row(typingctx: Any, array: Any, row: Any) -> tuple[Any, Callable]:
     """Ask for a row; into the second-level cache, which has room for many."""
 
@@ -447,6 +536,12 @@ def _set_bits(
     builder.position_at_end(end)
 
 
+def _count_bits(builder: Any, bits: Any) -> Any:
+    signature = ir.FunctionType(_I64, [_I64])
+    count = cgutils.get_or_insert_function(builder.module, signature, "llvm.ctpop.i64")
+    return builder.call(count, [bits])
+
+
 def _vectors(builder: Any, address: Any, count: int) -> list[Any]:
     """Pointers to so many vectors from an address on."""
     first = builder.inttoptr(address, _VECTOR.as_pointer())
@@ -491,6 +586,22 @@ def _locate(
     width, column = _clip(context, builder, array_type, array, column)
     first = builder.inttoptr(row, stored.element.as_pointer())
     return builder.bitcast(builder.gep(first, [column]), stored.as_pointer()), width
+
+
+def _hash(builder: Any, x: Any, key: Any) -> Any:
+    """Hash sixteen uint32.
+
+    lowbias32 (Wellons, "Prospecting for hash functions", 2018) with the two halves of the key, a
+    uint64, mixed in.
+    """
+    low = _splat(builder, builder.trunc(key, _I32))
+    high = _splat(builder, builder.trunc(builder.lshr(key, _I64(32)), _I32))
+    x = builder.add(builder.mul(x, _splat(builder, _I32(0x9E3779B9))), low)
+    x = builder.xor(x, builder.lshr(x, _splat(builder, _I32(16))))
+    x = builder.xor(builder.mul(x, _splat(builder, _I32(0x7FEB352D))), high)
+    x = builder.xor(x, builder.lshr(x, _splat(builder, _I32(15))))
+    x = builder.mul(x, _splat(builder, _I32(0x846CA68B)))
+    return builder.xor(x, builder.lshr(x, _splat(builder, _I32(16))))
 
 
 def _masked_load(builder: Any, pointer: Any, kind: Any, count: Any) -> Any:
@@ -545,9 +656,11 @@ def _from_float32(builder: Any, value: Any, kind: Any) -> Any:
 
 
 def _bytes(kind: Any) -> int:
+    if isinstance(kind, ir.IntType):
+        return int(kind.width) // 8
     return 4 if isinstance(kind, ir.FloatType) else 2
 
 
 def _suffix(kind: Any) -> str:
-    name = "f16" if isinstance(kind, ir.HalfType) else {2: "i16", 4: "f32"}[_bytes(kind)]
+    name = f"{'i' if isinstance(kind, ir.IntType) else 'f'}{8 * _bytes(kind)}"
     return f"v{LANES}{name}.p0v{LANES}{name}"
