@@ -307,7 +307,7 @@ def _sample_labor(
     numbers: np.ndarray,
     small: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pick the fan_out neighbours whose hash under the key (`hash16`) is smallest; returns as above.
+    """Pick the fan_out neighbours with the smallest hashes (`hash16`); returns as above.
 
     `numbers` and `small`, uint32, are scratch space for 32 elements more than the largest degree.
     """

@@ -45,6 +45,19 @@ _STORED = {
 }
 
 
+class _BFloat16(ir.Type):
+    """LLVM's type, which llvmlite does not name."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat16)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat16)
+
+
 def host_has(feature: str) -> bool:
     """Whether this processor has a feature, by LLVM's name for it; kernels are compiled for it."""
     return bool(binding.get_host_cpu_features().get(feature, False))
@@ -646,12 +659,9 @@ def _to_float32(builder: Any, value: Any, kind: Any) -> Any:
 def _from_float32(builder: Any, value: Any, kind: Any) -> Any:
     if isinstance(kind, ir.HalfType):
         return builder.fptrunc(value, ir.VectorType(kind, LANES))
-    if isinstance(kind, ir.IntType):  # to nearest, ties to even; NaN stays NaN or becomes infinite
-        bits = builder.bitcast(value, ir.VectorType(_I32, LANES))
-        odd = builder.and_(builder.lshr(bits, _splat(builder, _I32(16))), _splat(builder, _I32(1)))
-        rounded = builder.add(bits, builder.add(odd, _splat(builder, _I32(0x7FFF))))
-        upper = builder.lshr(rounded, _splat(builder, _I32(16)))
-        return builder.trunc(upper, ir.VectorType(kind, LANES))
+    if isinstance(kind, ir.IntType):
+        rounded = builder.fptrunc(value, ir.VectorType(_BFloat16(), LANES))
+        return builder.bitcast(rounded, ir.VectorType(kind, LANES))
     return value
 
 
