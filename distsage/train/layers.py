@@ -115,8 +115,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        return grad_x, (grad.t() @ x).float(), grad.sum(0, dtype=torch.float32)
+        grad_x = _affine(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
+        grad_weight = _affine(grad.t(), x.t(), None).float()
+        return grad_x, grad_weight, grad.sum(0, dtype=torch.float32)
 
 
 class _HiddenLayer(torch.autograd.Function):
@@ -267,9 +268,9 @@ def _gradients_by_torch(
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x weight' + bias`. On the CPU by oneDNN, which is faster here than the BLAS of `addmm`."""
+    """`x weight' + bias`. On the CPU by oneDNN, which is faster here than the BLAS of `mm`."""
     bias = None if bias is None else bias.to(x.dtype)
-    if x.device.type == "cpu" and torch.backends.mkldnn.is_available() and len(x):
+    if x.device.type == "cpu" and torch.backends.mkldnn.is_available() and x.numel():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return nn.functional.linear(x, weight, bias)
 

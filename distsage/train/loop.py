@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distsage.config import TrainingOptions
 from distsage.errors import UserError
 from distsage.launch.watch import State
+from distsage.train.allocator import keep_freed_memory
 from distsage.train.batches import Batch
 from distsage.train.model import GraphSAGE
 from distsage.train.run_directory import RunDirectory
@@ -105,6 +106,7 @@ def fit(
     Raises:
         UserError: the loss is no longer a number.
     """
+    keep_freed_memory()
     replica: nn.Module = model
     gradient_sum = _GradientSum(mark)
     if trainers.size > 1:
