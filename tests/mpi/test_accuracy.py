@@ -4,13 +4,21 @@ The settings are those of `make accuracy`, so that its table is what is tested h
 """
 
 import os
-from pathlib import Path
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 from conftest import Partitioned
 from jobs import distsage, train
 
-from tools.accuracy import GRAPHS, NUM_PARTS, RealGraph, data_directory
+from tools.accuracy import (
+    EVERY_TECHNIQUE,
+    FAST_PARTS,
+    GRAPHS,
+    NUM_PARTS,
+    RealGraph,
+    data_directory,
+)
 
 pytestmark = [
     pytest.mark.mpi,
@@ -38,18 +46,35 @@ def without_graph(real_graph: RealGraph, tmp_path_factory: pytest.TempPathFactor
     return real_graph.score(run_dir)
 
 
+@pytest.fixture(scope="module")
+def score_of(
+    real_graph: RealGraph, partitioned: Partitioned, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., float]:
+    """Test score of a run in so many parts with these further options; each is run once."""
+
+    @cache
+    def score(num_parts: int, *more: str) -> float:
+        run_dir = tmp_path_factory.mktemp("run")
+        parts = partitioned(real_graph.load(data_directory()), num_parts)
+        options = [*real_graph.arguments(num_parts), *more]
+        train(2 * num_parts, parts, run_dir, *options, hosts=num_parts)
+        return real_graph.score(run_dir)
+
+    return score
+
+
 @pytest.mark.parametrize("num_parts", NUM_PARTS)
 def test_accuracy(
     num_parts: int,
     real_graph: RealGraph,
     without_graph: float,
-    partitioned: Partitioned,
-    tmp_path: Path,
+    score_of: Callable[..., float],
 ) -> None:
-    parts = partitioned(real_graph.load(data_directory()), num_parts)
-    options = real_graph.arguments(num_parts)
-    train(2 * num_parts, parts, tmp_path, *options, hosts=num_parts)
-    score = real_graph.score(tmp_path)
+    score = score_of(num_parts)
     assert score >= real_graph.reference - TOLERANCE
     if real_graph.name in WORTH:
         assert score >= without_graph + WORTH[real_graph.name]
+
+
+def test_every_technique_together_costs_no_accuracy(score_of: Callable[..., float]) -> None:
+    assert score_of(FAST_PARTS, *EVERY_TECHNIQUE) >= score_of(FAST_PARTS) - 1.0
