@@ -38,8 +38,10 @@ ROWS = 64
 """Rows of a hidden layer at a time: one per bit of the numbers that say which elements count."""
 
 _TILE_ROWS, _TILE_VECTORS = (12, 2) if host_has("avx512f") else (6, 1)
+"""Size of a tile of a product, which stays in registers; AVX2 and NEON have fewer."""
+
 TILE_COLUMNS = _TILE_VECTORS * LANES
-"""A tile of a product, which stays in registers."""
+"""The same in columns."""
 
 _VECTOR = 4 * LANES
 """Bytes of a vector."""
@@ -207,10 +209,11 @@ def hidden_layer_forward(
     ahead = np.empty(len(weight) * length, np.int64)
     lines = ahead.reshape(len(weight), length)
     out = row(tile, 0)
-    last_tile = end - (end - begin) % _TILE_ROWS
+    tiles = end - begin >= _TILE_ROWS
     first = begin
     while first < end:
-        rows = _TILE_ROWS if first < last_tile else 1
+        rows = _TILE_ROWS if tiles else 1
+        first = min(first, end - rows)  # a few rows twice, so that the last tile is a whole one
         if gathers:
             gather_self_and_mean(
                 x, indptr, slots, dst_slots, own, cached, missed, first, first + rows

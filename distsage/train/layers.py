@@ -74,9 +74,8 @@ def hidden_layer(
 ) -> Tensor:
     """One layer but the last, and what the next aggregates: `[h_v | mean of h_u]`.
 
-    h = dropout(ReLU(x weight' + bias)). One function, because the gradient before ReLU need never
-    be in memory as a whole: it is made, and multiplied into the gradient of the weight, a thousand
-    rows at a time.
+    h = dropout(ReLU(x weight' + bias)). One function, because neither the product nor the gradient
+    before ReLU need ever be in memory as a whole: each is made, and used, a few rows at a time.
 
     Args:
         x: `[num_src, 2 * in]`; in layer 1, what `input_self_and_mean` makes it from.
@@ -86,9 +85,9 @@ def hidden_layer(
         p: probability in [0, 1) that an element of h is dropped; the others are scaled by
             1 / (1 - p).
         key: names the mask, which is a pure function of it.
-        dtype: of what is computed.
         workspace: its block `input` holds x in layer 1, until the backward pass; its block `hidden`
             is used while this runs.
+        dtype: of what is computed.
 
     Returns:
         `[num_dst, 2H]` of the given dtype.
@@ -176,6 +175,7 @@ def _activate_by_kernels(
 
     Fills x first where there are inputs.
     """
+    assert x.is_contiguous(), "the kernels take contiguous rows"
     h = workspace.take("hidden", len(x), len(weight), x.dtype)
     threshold = round(p * 2**32)
     words = math.ceil(len(h) / kernels.ROWS)
