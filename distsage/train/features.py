@@ -117,9 +117,10 @@ def gathered_input(batch: MiniBatch, rows: Tensor) -> InputLayer:
 
 
 class SlotMap:
-    """Finds the slot of any node: own rows by arithmetic, cached ones by table, others are misses.
+    """Finds the slot of any node: own and cached rows by table, others are misses.
 
-    Keeps one int32 per node of the graph. Not for use by two threads at once.
+    Keeps one int32 per node of the graph: its slot, or -1 minus the part that it is asked of. Not
+    for use by two threads at once.
 
     Args:
         offsets: int64 `[P + 1]`; part i owns the gids in [offsets[i], offsets[i + 1]).
@@ -130,11 +131,12 @@ class SlotMap:
     def __init__(self, offsets: np.ndarray, part: int, cached_gid: np.ndarray) -> None:
         num_nodes = int(offsets[-1])
         lo, hi = (int(offset) for offset in offsets[part : part + 2])
-        self._offsets = offsets
-        self._part = part
+        self._num_parts = len(offsets) - 1
+        self._num_own = hi - lo
         self.num_kept = hi - lo + len(cached_gid)
         assert self.num_kept <= np.iinfo(np.int32).max - num_nodes, "slots are int32"
-        self._slot = np.full(num_nodes, -1, np.int32)
+        self._slot = -1 - np.repeat(np.arange(self._num_parts, dtype=np.int32), np.diff(offsets))
+        self._slot[lo:hi] = np.arange(hi - lo, dtype=np.int32)
         self._slot[cached_gid] = np.arange(hi - lo, self.num_kept, dtype=np.int32)
         self._seen = np.zeros(self.num_kept // 64 + 1, np.uint64)
 
@@ -146,8 +148,8 @@ class SlotMap:
         num_missed, num_own, num_cached = _split(
             src_gid,
             dst_gid,
-            self._offsets,
-            self._part,
+            self._num_parts,
+            self._num_own,
             self.num_kept,
             self._slot,
             self._seen,
@@ -203,8 +205,8 @@ class SlotSplit:
 def _split(
     src_gid: np.ndarray,
     dst_gid: np.ndarray,
-    offsets: np.ndarray,
-    part: int,
+    num_parts: int,
+    own_rows: int,
     num_kept: int,
     slot: np.ndarray,
     seen: np.ndarray,
@@ -214,50 +216,45 @@ def _split(
 ) -> tuple[int, int, int]:
     """Fill slots, dst_slots and the beginning of missed_gid; return (missed, own, cached).
 
-    `slot` `[N]` has the slots of cached nodes and is -1 elsewhere, `seen` is a bit set of num_kept
-    zeros, before and after.
+    `slot` `[N]` is as `SlotMap` has it, before and after; `seen` is room for num_kept + 1 bits.
     """
-    lo = offsets[part]
-    hi = offsets[part + 1]
+    owner = np.empty(len(missed_gid), np.int32)
+    begin = np.zeros(num_parts + 1, np.int64)
+    seen[:] = 0
+    seen[num_kept >> 6] = np.uint64(1) << np.uint64(num_kept & 63)  # stands for all misses
     num_missed = 0
+    num_seen = 0
     num_own = 0
-    num_cached = 0
     for gids, out in ((dst_gid, dst_slots), (src_gid, slots)):
         for e in range(len(gids)):
             v = gids[e]
-            s = v - lo if lo <= v < hi else slot[v]
+            s = slot[v]
             if s < 0:
-                s = num_kept + num_missed
-                slot[v] = s
+                owner[num_missed] = -1 - s
+                begin[-s] += 1
                 missed_gid[num_missed] = v
+                s = np.int32(num_kept + num_missed)
+                slot[v] = s
                 num_missed += 1
-            elif s < num_kept:
-                bit = np.uint64(1) << np.uint64(s & 63)
-                if not seen[s >> 6] & bit:
-                    seen[s >> 6] |= bit
-                    if s < hi - lo:
-                        num_own += 1
-                    else:
-                        num_cached += 1
+            # No branch, because nobody could predict it.
+            kept = min(s, num_kept)
+            new = 1 - int(seen[kept >> 6] >> np.uint64(kept & 63) & np.uint64(1))
+            seen[kept >> 6] |= np.uint64(1) << np.uint64(kept & 63)
+            num_seen += new
+            num_own += new * int(kept < own_rows)
             out[e] = s
     # Misses in the order of their parts, so that what each part is asked for lies together.
-    owner = np.searchsorted(offsets, missed_gid[:num_missed], side="right") - 1
-    begin = np.zeros(len(offsets), np.int64)
-    for m in range(num_missed):
-        begin[owner[m] + 1] += 1
     begin = np.cumsum(begin)
     place = np.empty(num_missed, np.int32)
     unordered = missed_gid[:num_missed].copy()
     for m in range(num_missed):
-        slot[unordered[m]] = -1
+        slot[unordered[m]] = -1 - owner[m]
         place[m] = begin[owner[m]]
         begin[owner[m]] += 1
         missed_gid[place[m]] = unordered[m]
     for out in (dst_slots, slots):
         for e in range(len(out)):
             s = out[e]
-            if s < num_kept:
-                seen[s >> 6] = 0
-            else:
+            if s >= num_kept:
                 out[e] = num_kept + place[s - num_kept]
-    return num_missed, num_own, num_cached
+    return num_missed, num_own, num_seen - num_own
