@@ -28,6 +28,7 @@ PRIVATE = (Path("/tmp"), Path("/run"))  # each host has its own; /dev/shm is nev
 START_SECONDS = 30.0
 END_SECONDS = 20.0
 LOCK_SECONDS = 120.0
+EXEC_SECONDS = 1.0
 
 
 class ClusterError(Exception):
@@ -86,7 +87,7 @@ class Cluster:
             if not entry.name.isdigit():
                 continue
             with suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
-                words = (entry / "cmdline").read_bytes().split(b"\0")
+                words = _command_line(entry)
                 for before, at, host in zip(words, words[1:], words[2:], strict=False):
                     if before.endswith(script) and at == state:
                         status = (entry / "status").read_text()
@@ -378,6 +379,22 @@ class Cluster:
                 self._start(plan, [host])
                 undo.pop_all()
         return f"{host} is up again"
+
+
+def _command_line(process: Path) -> list[bytes]:
+    """Words of a process, of which /proc/PID is given.
+
+    In the middle of exec a process has none yet, but a program already, unlike a kernel thread or
+    one that has ended: it is asked again, for `EXEC_SECONDS` at most.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: it has ended, or is a kernel thread.
+    """
+    deadline = time.monotonic() + EXEC_SECONDS
+    while not (words := (process / "cmdline").read_bytes()) and time.monotonic() < deadline:
+        os.readlink(process / "exe")
+        time.sleep(0.001)
+    return words.split(b"\0")
 
 
 @contextmanager
