@@ -1,13 +1,15 @@
-"""How this package compiles its loops: numba, without the GIL, cached on disk.
+"""How this package compiles its loops: numba, without the GIL, for the process's level, cached.
 
 Runs wherever a kernel is imported. numba's cache trusts a compiled function as long as the file of
 that function is unchanged, although it contains the code of functions from other files. Here the
-cache has a directory for each state of all the files that hold compiled code, so that an upgrade or
-an edit never runs yesterday's machine code.
+cache has a directory for each state of all files of this package, so that an upgrade or an edit
+never runs yesterday's machine code. Levels lie apart in it, since numba keeps a target's code apart
+from another's.
 """
 
 import hashlib
 import os
+import platform
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,25 +17,35 @@ from typing import Any
 
 import numba
 
-_FILES = ("compiled", "features", "kernels", "partitioned", "rng", "sampler", "vectors")
+from distsage.kernels import level
 
 
 @cache
 def _cache_directory() -> str:
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for name in _FILES:
-        digest.update((here / f"{name}.py").read_bytes())
+    for file in sorted(here.glob("*.py")):
+        digest.update(file.read_bytes())
     base = here / "__pycache__"
     if not os.access(base if base.exists() else here, os.W_OK):
         base = Path.home() / ".cache" / "distsage"
     return str(base / f"kernels-{digest.hexdigest()[:16]}")
 
 
+def _set_target() -> None:
+    """Have numba compile for the level of this process."""
+    if platform.machine() == "x86_64":
+        numba.config.CPU_NAME, numba.config.CPU_FEATURES = level.TARGETS[level.chosen()]
+
+
+_set_target()
+
+
 def compiled(function: Callable) -> Any:
     """Compile on the first call, for each combination of types; division by zero is not checked.
 
-    A function so decorated stands in one of `_FILES`, and so does what it calls.
+    Every loop of the package is compiled through here, and calls compiled functions of its own file
+    or of `distsage.kernels` only.
     """
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = _cache_directory()

@@ -1,22 +1,26 @@
-"""Loops over sampled edges that PyTorch has no fast form of, for the CPU, compiled by numba.
+"""The loops of a hidden layer: product, ReLU and dropout, and their gradients.
 
-Runs on trainer ranks and in the local run. All take numpy arrays (views of tensors; bfloat16 as
-uint16, float16 as int16), release the GIL, and handle a range of rows, so that the callers in
-`distsage.train.layers` can divide the work between threads. The inner loops take 64 columns at a
-time, in four vectors.
+Runs on trainer ranks and in the local run, on any number of threads at once: they claim pieces of
+the work from a common counter, and the result does not depend on which thread takes which. Arrays
+are as `distsage.kernels.simd` has them. The inner loops take 64 columns at a time, in four vectors.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
-from distsage.train.compiled import compiled
-from distsage.train.rng import draw
-from distsage.train.vectors import (
+from distsage.kernels import level
+from distsage.kernels.compiled import compiled
+from distsage.kernels.gather import Edges, Tables, gather_self_and_mean
+from distsage.kernels.level import Level
+from distsage.kernels.rng import draw
+from distsage.kernels.simd import (
     CACHE_LINE,
     LANES,
     add16,
     add_scaled_rows,
+    claim,
     drop16,
-    host_has,
     load16,
     load16_exactly,
     mark16,
@@ -31,134 +35,78 @@ from distsage.train.vectors import (
     zeros16,
 )
 
-_AHEAD = 16
-"""How many edges ahead rows are prefetched; 8 to 32 measure the same."""
-
 ROWS = 64
 """Rows of a hidden layer at a time: one per bit of the numbers that say which elements count."""
 
-_TILE_ROWS, _TILE_VECTORS = (12, 2) if host_has("avx512f") else (6, 1)
-"""Size of a tile of a product, which stays in registers; AVX2 and NEON have fewer."""
+# What stays in registers: AVX2 has sixteen of half the size, AVX-512 has thirty-two.
+_TILE_ROWS, _TILE_VECTORS = (12, 2) if level.chosen() >= Level.AVX512 else (6, 1)
+_ACCUMULATORS = 8 if level.chosen() >= Level.AVX512 else 6
 
 TILE_COLUMNS = _TILE_VECTORS * LANES
-"""The same in columns."""
+"""Columns of a tile of a product."""
+
+PIECE = 192
+"""Pieces have a multiple of so many rows: whole tiles, and whole numbers of `ROWS`."""
 
 _VECTOR = 4 * LANES
 """Bytes of a vector."""
 
-_ACCUMULATORS = 8 if host_has("avx512f") else 6
-"""Vectors that stay in registers while rows are added to them; AVX2 and NEON have fewer."""
 
+class Dropout(NamedTuple):
+    """Which elements are dropped.
 
-@compiled
-def gather_self_and_mean(
-    out: np.ndarray,
-    indptr: np.ndarray,
-    slots: np.ndarray,
-    dst_slots: np.ndarray,
-    own: np.ndarray,
-    cached: np.ndarray,
-    missed: np.ndarray,
-    begin: int,
-    end: int,
-) -> None:
-    """Rows [begin, end) of layer 1's input: `out[i] = [x(dst i) | mean of x over i's edges]`.
-
-    Where there are no dst_slots, the means alone, and out is `[n, F]`.
-
-    Slots count through the rows of `own`, then `cached`, then `missed`, `[., F]` each; `out` is
-    `[n, 2F]`. Sums are float32. The mean of no edges is 0.
+    Attributes:
+        threshold: an element is dropped when its hash (`drop16`) is below this uint32.
+        scale: of the others.
+        key: of the layer; row i has the key `draw(key, i)`.
     """
-    width = own.shape[1]
-    with_self = len(dst_slots) > 0
-    out_self = out[:, :width]
-    out_mean = out[:, width if with_self else 0 :]
-    last_edge = indptr[end]
-    for i in range(begin, end):
-        first = indptr[i]
-        last = indptr[i + 1]
-        for e in range(min(first + _AHEAD, last_edge), min(last + _AHEAD, last_edge)):
-            prefetch_row(own, slot_row(own, cached, missed, slots[e]))
-        if with_self:
-            if i + 2 < end:
-                prefetch_row(own, slot_row(own, cached, missed, dst_slots[i + 2]))
-            source = slot_row(own, cached, missed, dst_slots[i])
-            to = row(out_self, i)
-            for c in range(0, width, LANES):
-                store16(out_self, to, c, load16(own, source, c))
-        share = np.float32(1) / np.float32(max(last - first, 1))
-        to = row(out_mean, i)
-        for c in range(0, width, 4 * LANES):
-            a0 = zeros16()
-            a1 = zeros16()
-            a2 = zeros16()
-            a3 = zeros16()
-            for e in range(first, last):
-                source = slot_row(own, cached, missed, slots[e])
-                a0 = add16(a0, load16(own, source, c))
-                a1 = add16(a1, load16(own, source, c + LANES))
-                a2 = add16(a2, load16(own, source, c + 2 * LANES))
-                a3 = add16(a3, load16(own, source, c + 3 * LANES))
-            store16(out_mean, to, c, scale16(a0, share))
-            store16(out_mean, to, c + LANES, scale16(a1, share))
-            store16(out_mean, to, c + 2 * LANES, scale16(a2, share))
-            store16(out_mean, to, c + 3 * LANES, scale16(a3, share))
+
+    threshold: int
+    scale: float
+    key: np.uint64
 
 
-@compiled
-def gather(
-    out: np.ndarray,
-    slots: np.ndarray,
-    own: np.ndarray,
-    cached: np.ndarray,
-    missed: np.ndarray,
-) -> None:
-    """`out[i]` = the row that slots[i] leads to; slots count as in `gather_self_and_mean`."""
-    width = own.shape[1]
-    for i in range(len(slots)):
-        if i + _AHEAD < len(slots):
-            prefetch_row(own, slot_row(own, cached, missed, slots[i + _AHEAD]))
-        source = slot_row(own, cached, missed, slots[i])
-        to = row(out, i)
-        for c in range(0, width, LANES):
-            store16(out, to, c, load16(own, source, c))
+class BySource(NamedTuple):
+    """The edges of a layer, by source; see `transpose`.
+
+    Attributes:
+        begin: int64 `[num_src + 1]`, where the edges of each source begin.
+        dst: int32 `[nnz]`, their destinations, ascending.
+        weight: float32 `[nnz]`, 1 / degree of each destination.
+    """
+
+    begin: np.ndarray
+    dst: np.ndarray
+    weight: np.ndarray
 
 
 @compiled
 def relu_dropout(
-    h: np.ndarray,
-    marks: np.ndarray,
-    bias: np.ndarray,
-    threshold: int,
-    scale: float,
-    key: np.uint64,
-    begin: int,
-    end: int,
+    h: np.ndarray, marks: np.ndarray, bias: np.ndarray, dropout: Dropout, begin: int, end: int
 ) -> None:
     """In place on rows [begin, end) of h: `max(h + bias, 0) * scale`, or 0 where it is dropped.
 
-    Row i has the key `draw(key, i)` and an element is dropped when its hash (`drop16`) is below
-    `threshold`. `distsage.train.layers` has the same as tensor operations, for other devices.
+    One row after the other, one vector at a time; waits for memory.
 
     Args:
         h: `[n, H]`.
         marks: uint64 `[ceil(n / 64), max(H, 16)]`, zeros; `marks[i // 64, c]` gets bit i % 64 where
             h[i, c] is not zero afterwards.
         bias: float32 `[1, H]`.
-        threshold, scale, key: as above.
+        dropout: which elements are dropped.
         begin, end: the rows; begin is a multiple of 64.
     """
     width = h.shape[1]
-    threshold32 = np.uint32(threshold)
-    scale32 = np.float32(scale)
+    threshold = np.uint32(dropout.threshold)
+    scale = np.float32(dropout.scale)
     for i in range(begin, end):
         at = row(h, i)
-        key_i = draw(key, i)
+        key_i = draw(dropout.key, i)
         tail = load16(h, at, width)  # read before the vector that it overlaps is overwritten
         for c in range(0, width, LANES):
             a = load16(h, at, c) if c + LANES < width else tail
             a = add16(a, load16(bias, row(bias, 0), c))
-            a = drop16(scale16(positive16(a, a), scale32), key_i, h, c, threshold32)
+            a = drop16(scale16(positive16(a, a), scale), key_i, h, c, threshold)
             mark16(marks, i, h, c, a)
             store16(h, at, c, a)
 
@@ -168,111 +116,119 @@ def hidden_layer_forward(
     h: np.ndarray,
     marks: np.ndarray,
     x: np.ndarray,
-    indptr: np.ndarray,
-    slots: np.ndarray,
-    dst_slots: np.ndarray,
-    own: np.ndarray,
-    cached: np.ndarray,
-    missed: np.ndarray,
+    edges: Edges,
+    tables: Tables,
     weight: np.ndarray,
     bias: np.ndarray,
-    threshold: int,
-    scale: float,
-    key: np.uint64,
-    begin: int,
-    end: int,
+    dropout: Dropout,
+    counter: np.ndarray,
+    step: int,
 ) -> None:
-    """Rows [begin, end) of `relu_dropout(x weight' + bias)`, in float32.
+    """Rows of `relu_dropout(x weight' + bias)`, products and sums in float32.
 
-    A tile of the product is as large as the registers can hold; ReLU and dropout get it from the
-    first-level cache, so that the product itself is never in memory. In layer 1 a few rows of x are
-    gathered at a time, and while their products are computed, the memory delivers what the next
-    ones are gathered from.
+    Tile by tile of rows, and for these panel by panel of columns. A tile of the product is as large
+    as the registers can hold; ReLU and dropout get it from the first-level cache, so that the
+    product itself is never in memory. In layer 1 the rows of a tile are gathered first, and while
+    their products are computed, the memory delivers what the next ones are gathered from: so the
+    loop waits for arithmetic.
 
     Args:
         h: `[n, H]`, to fill.
-        marks, threshold, scale, key, begin, end: as in `relu_dropout`.
-        x: float32 `[n, K]`; to fill, where there are dst_slots.
-        indptr, slots, dst_slots, own, cached, missed: what x is gathered from, as in
-            `gather_self_and_mean`; no dst_slots where x is given.
+        marks, dropout: as in `relu_dropout`.
+        x: `[n, K]`; to fill, where there are dst_slots.
+        edges, tables: what x is gathered from, as in `gather_self_and_mean`; no dst_slots where x
+            is given.
         weight: float32 `[panels, K, TILE_COLUMNS]`: the transposed weight, TILE_COLUMNS of its
             columns in each panel; the last one ends with the last column.
         bias: float32 `[1, H]`.
+        counter: the rows that are claimed so far, by all threads.
+        step: how many to claim at a time, a multiple of `PIECE`.
     """
     width = h.shape[1]
     length = x.shape[1]
-    threshold32 = np.uint32(threshold)
-    scale32 = np.float32(scale)
-    gathers = len(dst_slots) > 0
+    threshold = np.uint32(dropout.threshold)
+    scale = np.float32(dropout.scale)
+    gathers = len(edges.dst_slots) > 0
     tile = _aligned(_TILE_ROWS * TILE_COLUMNS).reshape(_TILE_ROWS, TILE_COLUMNS)[:, :width]
+    wide = np.empty((_TILE_ROWS, length + LANES), np.float32)[:, :length]
     keys = np.empty(_TILE_ROWS, np.uint64)
-    ahead = np.empty(len(weight) * length, np.int64)
-    lines = ahead.reshape(len(weight), length)
+    ahead = np.empty((len(weight), length), np.int64)
     out = row(tile, 0)
-    tiles = end - begin >= _TILE_ROWS
-    first = begin
-    while first < end:
-        rows = _TILE_ROWS if tiles else 1
-        first = min(first, end - rows)  # a few rows twice, so that the last tile is a whole one
-        if gathers:
-            gather_self_and_mean(
-                x, indptr, slots, dst_slots, own, cached, missed, first, first + rows
-            )
-        ahead[:] = row(x, first)
-        count = 0
-        for i in range(first + rows, min(first + rows + _TILE_ROWS, end)):
+    begin = claim(counter, step)
+    while begin < len(h):
+        end = min(begin + step, len(h))
+        rows = _TILE_ROWS if end - begin >= _TILE_ROWS else 1
+        first = begin
+        while first < end:
+            first = min(first, end - rows)  # a few rows twice, so that the last tile is a whole one
             if gathers:
-                size = own.shape[1] * own.itemsize
-                source = slot_row(own, cached, missed, dst_slots[i])
-                count = _ask_ahead(ahead, count, source, size)
-                for e in range(indptr[i], indptr[i + 1]):
-                    source = slot_row(own, cached, missed, slots[e])
-                    count = _ask_ahead(ahead, count, source, size)
-            else:
-                count = _ask_ahead(ahead, count, row(x, i), 4 * length)
-        for r in range(rows):
-            keys[r] = draw(key, first + r)
-        for panel in range(len(weight)):
-            a = row(x, first)
-            b = row(weight[panel], 0)
-            asked = row(lines, panel)
-            if rows == 1:
-                multiply_tile(out, a, 4 * length, b, length, asked, 1, _TILE_VECTORS)
-            else:
-                multiply_tile(out, a, 4 * length, b, length, asked, _TILE_ROWS, _TILE_VECTORS)
-            column = max(0, min(panel * TILE_COLUMNS, width - TILE_COLUMNS))
+                gather_self_and_mean(x, edges, tables, first, first + rows)
+            _look_ahead(ahead, x, edges, tables, first + rows, min(first + 2 * rows, end))
+            a, a_size = row(x, first), 4 * length
+            if x.itemsize != 4:
+                a, a_size = row(wide, 0), wide.strides[0]
+                for r in range(rows):
+                    for c in range(0, length, LANES):
+                        store16(wide, row(wide, r), c, load16(x, row(x, first + r), c))
             for r in range(rows):
-                i = first + r
-                for c in range(0, tile.shape[1], LANES):
-                    at = column + c
-                    z = add16(load16(tile, row(tile, r), c), load16(bias, row(bias, 0), at))
-                    z = drop16(scale16(positive16(z, z), scale32), keys[r], h, at, threshold32)
-                    mark16(marks, i, h, at, z)
-                    store16(h, row(h, i), at, z)
-        first += rows
+                keys[r] = draw(dropout.key, first + r)
+            for panel in range(len(weight)):
+                b = row(weight[panel], 0)
+                asked = row(ahead, panel)
+                if rows == 1:
+                    multiply_tile(out, a, a_size, b, length, asked, 1, _TILE_VECTORS)
+                else:
+                    multiply_tile(out, a, a_size, b, length, asked, _TILE_ROWS, _TILE_VECTORS)
+                column = max(0, min(panel * TILE_COLUMNS, width - TILE_COLUMNS))
+                for r in range(rows):
+                    i = first + r
+                    for c in range(0, tile.shape[1], LANES):
+                        at = column + c
+                        z = add16(load16(tile, row(tile, r), c), load16(bias, row(bias, 0), at))
+                        z = drop16(scale16(positive16(z, z), scale), keys[r], h, at, threshold)
+                        mark16(marks, i, h, at, z)
+                        store16(h, row(h, i), at, z)
+            first += rows
+        begin = claim(counter, step)
 
 
 @compiled
-def _ask_ahead(ahead: np.ndarray, count: int, address: int, size: int) -> int:
+def _look_ahead(
+    ahead: np.ndarray, x: np.ndarray, edges: Edges, tables: Tables, begin: int, end: int
+) -> None:
+    """Fill ahead with pairs of cache lines: what the rows [begin, end) of x are made from.
+
+    As many as there is room for; the rest names what is in the cache already.
+    """
+    indptr, slots, dst_slots = edges
+    own, cached, missed = tables
+    lines = ahead.reshape(ahead.size)
+    lines[:] = row(x, 0)
+    count = 0
+    for i in range(begin, end):
+        if len(dst_slots) > 0:
+            size = own.shape[1] * own.itemsize
+            count = _note(lines, count, slot_row(own, cached, missed, dst_slots[i]), size)
+            for e in range(indptr[i], indptr[i + 1]):
+                count = _note(lines, count, slot_row(own, cached, missed, slots[e]), size)
+        else:
+            count = _note(lines, count, row(x, i), x.shape[1] * x.itemsize)
+
+
+@compiled
+def _note(lines: np.ndarray, count: int, address: int, size: int) -> int:
     """Note pairs of cache lines that hold `size` bytes, while there is room; return the count."""
     first = address & -CACHE_LINE
-    while first < address + size and count < ahead.size:
-        ahead[count] = first
+    while first < address + size and count < lines.size:
+        lines[count] = first
         first += 2 * CACHE_LINE
         count += 1
     return count
 
 
 @compiled
-def transpose(
-    indptr: np.ndarray, indices: np.ndarray, num_src: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A block's edges by source.
-
-    Returns:
-        (int64 `[num_src + 1]`, int32 `[nnz]`, float32 `[nnz]`): where the edges of each source
-        begin, their destinations in ascending order, and 1 / degree of each destination.
-    """
+def transpose(indptr: np.ndarray, indices: np.ndarray, num_src: int) -> BySource:
+    """The edges of a block by source: a counting sort, edge by edge. Waits for the second cache."""
     begin = np.zeros(num_src + 2, np.int64)
     for e in range(len(indices)):
         begin[indices[e] + 2] += 1
@@ -286,7 +242,7 @@ def transpose(
             begin[indices[e] + 1] = at + 1
             dst[at] = i
             weight[at] = np.float32(1) / np.float32(indptr[i + 1] - indptr[i])
-    return begin[:-1], dst, weight
+    return BySource(begin[:-1], dst, weight)
 
 
 @compiled
@@ -297,34 +253,81 @@ def hidden_layer_backward(
     x: np.ndarray,
     marks: np.ndarray,
     grad_out: np.ndarray,
-    begin_of: np.ndarray,
-    dst: np.ndarray,
-    weight: np.ndarray,
+    edges: BySource,
     scale: float,
-    begin: int,
-    end: int,
+    blocks: int,
+    counter: np.ndarray,
 ) -> None:
-    """Gradients of a hidden layer from the rows [begin, end), through mean, dropout and ReLU.
+    """Gradients of a hidden layer, through mean, dropout and ReLU.
 
     The gradient before ReLU is zero wherever ReLU or dropout has set h to zero, which with dropout
     of a half is three elements in four. So the product with x, which is the gradient of the weight,
     multiplies the other elements only.
 
+    A piece of the work is a segment of rows and a block of hidden columns. There are always as many
+    segments, whose sums are added up afterwards, so that the result does not depend on the number
+    of threads; blocks are what threads may have more of.
+
     Args:
-        grad_weight: float32 `[H, whole vectors >= width of x]`, to add to.
-        grad_bias: float32 `[H]`, to add to.
+        grad_weight: float32 `[segments, H, whole vectors >= width of x]`, zeros; to fill.
+        grad_bias: float32 `[segments, H]`, zeros; to fill.
         grad_z: `[num_src, H]`, to fill with the gradient before ReLU, or `[0, H]`.
         x: the layer's input `[num_src, .]`.
         marks: uint64 `[ceil(num_src / 64), max(H, 16)]`, where the activations are not zero, as in
             `relu_dropout`.
         grad_out: `[num_dst, 2H]`.
-        begin_of, dst, weight: from `transpose`.
+        edges: of the next layer.
         scale: what dropout multiplied the kept elements by.
-        begin, end: the rows; begin is a multiple of 64.
+        blocks: of hidden columns, at most H / 64 or 1.
+        counter: the pieces that are claimed so far, by all threads.
     """
+    num_segments, width = grad_bias.shape
+    num_units = (len(x) + ROWS - 1) // ROWS
+    quads = width // (4 * LANES)
+    task = claim(counter, 1)
+    while task < num_segments * blocks:
+        segment, block = task // blocks, task % blocks
+        left = quads * block // blocks * 4 * LANES
+        right = quads * (block + 1) // blocks * 4 * LANES if block + 1 < blocks else width
+        begin = num_units * segment // num_segments * ROWS
+        end = min(num_units * (segment + 1) // num_segments * ROWS, len(x))
+        _backward_piece(
+            grad_weight[segment, left:right],
+            grad_bias[segment, left:right],
+            grad_z[:, left:right],
+            x,
+            marks[:, left : max(right, LANES)],
+            grad_out[:, left:right],
+            grad_out[:, width + left : width + right],
+            edges,
+            scale,
+            begin,
+            end,
+        )
+        task = claim(counter, 1)
+
+
+@compiled
+def _backward_piece(
+    grad_weight: np.ndarray,
+    grad_bias: np.ndarray,
+    grad_z: np.ndarray,
+    x: np.ndarray,
+    marks: np.ndarray,
+    grad_self: np.ndarray,
+    grad_mean: np.ndarray,
+    edges: BySource,
+    scale: float,
+    begin: int,
+    end: int,
+) -> None:
+    """The gradients from rows [begin, end) for some hidden columns, of which alone the arrays are.
+
+    64 rows at a time: first their gradient before ReLU, one row after the other, 64 columns at a
+    time and for these all edges; then its product with x. Waits for arithmetic.
+    """
+    begin_of, dst, edge_weight = edges
     width = len(grad_bias)
-    grad_self = grad_out[:, :width]
-    grad_mean = grad_out[:, width:]
     scale32 = np.float32(scale)
     z = np.empty((ROWS, width + LANES), np.float32)[:, :width]
     sums = np.empty((1, width), np.float32)
@@ -339,7 +342,7 @@ def hidden_layer_backward(
             last = begin_of[s + 1]
             to = row(z, r)
             for c in range(0, width, 4 * LANES):
-                if s < len(grad_out):
+                if s < len(grad_self):
                     source = row(grad_self, s)
                     a0 = load16(grad_self, source, c)
                     a1 = load16(grad_self, source, c + LANES)
@@ -352,7 +355,7 @@ def hidden_layer_backward(
                     a3 = zeros16()
                 for e in range(first, last):
                     source = row(grad_mean, dst[e])
-                    w = weight[e]
+                    w = edge_weight[e]
                     a0 = add16(a0, scale16(load16(grad_mean, source, c), w))
                     a1 = add16(a1, scale16(load16(grad_mean, source, c + LANES), w))
                     a2 = add16(a2, scale16(load16(grad_mean, source, c + 2 * LANES), w))

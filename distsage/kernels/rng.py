@@ -8,7 +8,7 @@ import enum
 
 import numpy as np
 
-from distsage.train.compiled import compiled
+from distsage.kernels.compiled import compiled
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from distsage.config import TrainConfig
 from distsage.errors import UserError
 from distsage.files import atomic_file, explain_write_errors
+from distsage.launch import gpus
 from distsage.launch import hosts as host_lists
 from distsage.launch.place import Place, agree_on_place, join_mpi, time_to_read
 from distsage.launch.ports import find_free_ports
@@ -47,6 +48,7 @@ class Job:
         staged: directory of that copy, on the host's first rank's pair only.
         dgl: what DGL has to know.
         store: torch.distributed's rendezvous; trainers only.
+        device: what this rank's model computes on: "cpu", or a GPU such as "cuda:1".
     """
 
     config: TrainConfig
@@ -58,6 +60,7 @@ class Job:
     staged: Path | None
     dgl: "DGLJob"
     store: "TCPStore | None"
+    device: str
 
 
 def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
@@ -77,6 +80,7 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
     place = agree_on_place(world, read_config, watched)
     config, assignment, hosts, parts = place.config, place.assignment, place.hosts, place.parts
 
+    device = _agree_on_device(world, place)
     secret = world.broadcast("job secret", secrets.token_bytes(32))
     ports, store = _open_ports(world, place)
     world.agree("run directory", lambda: _prepare_run_directory(world, config, place, ports))
@@ -121,7 +125,25 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
             feature_dtype=config.feat_dtype,
         ),
         store=store,
+        device=device,
     )
+
+
+def _agree_on_device(world: World, place: Place) -> str:
+    """What this rank's model computes on. Collective; `--device cpu` never asks for a GPU."""
+    wanted = place.config.device
+    if wanted == "cpu":
+        return "cpu"
+    machine = world.host_of[world.rank]
+    is_trainer = place.assignment.role == "trainer"
+    own = gpus.find_gpu(machine, place.trainer_on_machine) if is_trainer else None
+    found = world.gather_all("GPUs", own)[1::2]
+    use, why = world.agree(
+        "GPUs", lambda: gpus.computes_on_gpus(wanted, found, world.host_of[1::2])
+    )
+    if world.rank == 0 and why:
+        print(why, flush=True)
+    return f"cuda:{own.index}" if use and own is not None else "cpu"
 
 
 def _stage(place: Place, target: Path) -> None:
@@ -246,8 +268,9 @@ def connect(job: Job) -> "GraphStore":
     import torch.distributed
 
     os.environ["GLOO_SOCKET_IFNAME"] = own.interface
+    os.environ["NCCL_SOCKET_IFNAME"] = f"={own.interface}"  # this very one, not all that begin so
     torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        "gloo" if job.device == "cpu" else "cpu:gloo,cuda:nccl",
         store=store,
         rank=assignment.trainer_rank,
         world_size=assignment.num_trainers,

@@ -16,6 +16,8 @@ from typing import Any, Generic, TypeVar
 
 from distsage.config import JobOptions, PreflightConfig, TrainConfig
 from distsage.errors import UserError
+from distsage.kernels import level
+from distsage.kernels.level import Level
 from distsage.launch import hosts as host_lists
 from distsage.launch import preflight
 from distsage.launch.roles import Assignment, assign, emulated_layout
@@ -40,6 +42,8 @@ class Place(Generic[Config]):
         addresses: one per host.
         watchers: (ip, port) of every rank's watcher.
         is_first: whether this is its host's first rank, which acts for the host.
+        trainer_on_machine: number of this rank's pair among those of its machine, which are more
+            than its host's where one machine acts as several hosts.
         parts: the parts to work on.
     """
 
@@ -51,6 +55,7 @@ class Place(Generic[Config]):
     addresses: list[host_lists.Address]
     watchers: list[tuple[str, int]]
     is_first: bool
+    trainer_on_machine: int
     parts: Parts
 
     @property
@@ -67,6 +72,7 @@ class _RankFacts:
     addresses: list[host_lists.Address]
     watcher_port: int
     versions: dict[str, str]
+    level: Level
 
 
 def check(read_config: Callable[[], PreflightConfig], watched: Watched) -> None:
@@ -135,6 +141,7 @@ def agree_on_place(
     config = _read_on_rank_0(world, read_config)
     world.timeout = config.startup_timeout
     watched.mark("preflight")
+    own_level = world.agree("kernels", level.chosen)
     facts = world.gather_all(
         "hosts",
         _RankFacts(
@@ -142,6 +149,7 @@ def agree_on_place(
             host_lists.own_addresses(),
             watched.port,
             preflight.versions(),
+            own_level,
         ),
     )
     clocks = world.gather_all("clocks", time.time())
@@ -154,6 +162,7 @@ def agree_on_place(
     firsts = [rank_hosts.index(host) for host in range(len(hosts))]
     is_first = firsts[assignment.host] == world.rank
     _set_threads(assignment, facts)
+    _set_level(world, facts)
 
     def by_host(values: list[Any]) -> dict[str, Any]:
         return {host: values[first] for host, first in zip(hosts, firsts, strict=True)}
@@ -214,6 +223,10 @@ def agree_on_place(
             for one, fact in zip(everyone, facts, strict=True)
         ],
         is_first=is_first,
+        trainer_on_machine=sum(
+            facts[rank].host == facts[world.rank].host
+            for rank in range(0, world.rank - world.rank % 2, 2)
+        ),
         parts=parts,
     )
 
@@ -245,6 +258,22 @@ def _set_threads(assignment: Assignment, facts: list[_RankFacts]) -> None:
         trainers_here = assignment.num_trainers // machines
         threads = max(1, len(os.sched_getaffinity(0)) // trainers_here)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def _set_level(world: World, facts: list[_RankFacts]) -> None:
+    """Have all ranks compute at one level, the lowest of their processors'.
+
+    Must come before numba, torch and DGL are imported.
+    """
+    lowest = min(fact.level for fact in facts)
+    level.hold_to(lowest)
+    if world.rank == 0 and any(fact.level > lowest for fact in facts):
+        those = dict.fromkeys(fact.host for fact in facts if fact.level == lowest)
+        print(
+            f"kernels {lowest} on all hosts, because {', '.join(those)} can run no higher level; "
+            "hosts of one kind would be faster",
+            flush=True,
+        )
 
 
 def _addresses(

@@ -1,7 +1,8 @@
 """Layer-wise inference over whole neighbourhoods: no sampling, every row computed once per layer.
 
-Runs in the local run and in `predict`; on trainer ranks `layer_rows` is the owner-computes step of
-each layer, between exchanges of halo rows.
+Runs in the local run and in prediction; on trainer ranks `layer_rows` is the owner-computes step of
+each layer, between exchanges of halo rows. Rows between layers are in the host's memory, wherever
+the model computes.
 """
 
 from collections.abc import Iterator
@@ -11,14 +12,23 @@ import torch
 from torch import Tensor
 
 from distsage.data.graph import Topology
-from distsage.train.layers import neighbour_mean
-from distsage.train.model import GraphSAGE
+from distsage.kernels import threads
+from distsage.kernels.picking import number_nodes
+from distsage.model import cpu, tensor_ops
+from distsage.model.backend import by_kernels
+from distsage.model.graphsage import GraphSAGE
+from distsage.train.features import gather_rows
 
-_CHUNK_BYTES = 32 * 2**20
-"""How much one chunk's input to the matrix product may take."""
+_PIECE_BYTES = 4 * 2**20
+"""How much the input of one piece's matrix product may take, per thread. By kernels."""
+
+_SHARE_OF_GPU = 1 / 8
+"""How much of a GPU's free memory the rows of one piece may take; what is made of them as much."""
+
+_TORCH_PIECE_BYTES = 256 * 2**20
+"""The same on a CPU at level `torch`."""
 
 
-@torch.no_grad()
 def exchanged_rows(model: GraphSAGE, layer: int, h: Tensor) -> Tensor:
     """What a layer takes the mean of, row by row: `W_neigh h` where that is narrower, otherwise h.
 
@@ -29,17 +39,28 @@ def exchanged_rows(model: GraphSAGE, layer: int, h: Tensor) -> Tensor:
     Args:
         model: on the device that computes.
         layer: 0 for the first.
-        h: `[n, in_width]`, the previous layer's rows.
+        h: `[n, in_width]`, the previous layer's rows, on the CPU.
 
     Returns:
-        `[n, in_width]`, or float32 `[n, out_width]`.
+        `[n, in_width]`, or float32 `[n, out_width]`, on the CPU.
     """
     if not _multiplies_first(model, layer):
         return h
-    return h @ model.layers[layer].weight[:, model.layers[layer].in_width :].t()
+    weight = model.layers[layer].weight.detach()[:, model.layers[layer].in_width :].t()
+    out = torch.empty(len(h), weight.shape[1])
+
+    def rows(begin: int, end: int) -> None:
+        out[begin:end] = h[begin:end].to(weight.device) @ weight
+
+    if by_kernels(weight.device):
+        threads.share_rows(rows, len(h), max(1, _PIECE_BYTES // (4 * len(weight))))
+    else:
+        step = max(1, _piece_bytes(weight.device) // (4 * len(weight)))
+        for begin in range(0, len(h), step):
+            rows(begin, min(begin + step, len(h)))
+    return out
 
 
-@torch.no_grad()
 def layer_rows(
     model: GraphSAGE,
     layer: int,
@@ -50,40 +71,90 @@ def layer_rows(
 ) -> Tensor:
     """Compute one layer for some destinations from all their neighbours.
 
-    Local; no dropout. Beside the result it holds about 32 MiB at a time (on a GPU also the edges
-    of these rows).
+    Local; no dropout. Beside the result it holds 4 MiB a thread and what a product makes of them;
+    on a GPU, within a quarter of its free memory, the rows of some destinations at a time.
 
     Args:
         model: on the device that computes.
         layer: 0 for the first. ReLU follows all but the last.
-        own: `[n, in_width]`, the previous layer's rows (features for layer 0) of the destinations.
-        tables: `exchanged_rows` of the neighbours, on the model's device; slots count through them
-            as in `InputLayer`, for instance (own rows, halo rows).
+        own: `[n, in_width]`, the previous layer's rows (features for layer 0) of the destinations,
+            on the CPU.
+        tables: `exchanged_rows` of the neighbours, on the CPU; slots count through them as in
+            `InputLayer`, for instance (own rows, halo rows).
         indptr: int64 `[n + 1]`, may be a slice of a longer one: counted from its first element.
         slots: integer `[nnz]`, slot of each edge's source; starts at the first edge of the range.
 
     Returns:
-        float32 `[n, out_width]` on the model's device.
+        float32 `[n, out_width]` on the CPU.
     """
     width = model.layers[layer].in_width
-    weight, bias = model.layers[layer].weight, model.layers[layer].bias
-    out = torch.empty(len(own), len(weight), device=weight.device)
-    rows_at_once = max(1, _CHUNK_BYTES // (8 * width))
-    for begin, end in _ranges(len(own), rows_at_once):
-        edge_slots = slots[indptr[begin] - indptr[0] : indptr[end] - indptr[0]]
-        mean = neighbour_mean(
-            tables,
-            torch.from_numpy(indptr[begin : end + 1] - indptr[begin]).to(weight.device),
-            torch.from_numpy(np.require(edge_slots, requirements="W")).to(weight.device),
-        )
-        h = torch.addmm(bias, own[begin:end].float(), weight[:, :width].t(), out=out[begin:end])
+    weight, bias = model.layers[layer].weight.detach(), model.layers[layer].bias.detach()
+    weight_self, weight_neighbours = weight[:, :width].t(), weight[:, width:].t()
+    out = torch.empty(len(own), len(weight))
+
+    def compute(begin: int, end: int, mean: Tensor) -> None:
+        h = torch.addmm(bias, own[begin:end].to(weight.device).float(), weight_self)
         if _multiplies_first(model, layer):
             h += mean
         else:
-            h.addmm_(mean, weight[:, width:].t())
+            h.addmm_(mean, weight_neighbours)
         if layer < len(model.layers) - 1:
             h.relu_()
+        out[begin:end] = h
+
+    def edges(begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        first, last = indptr[begin] - indptr[0], indptr[end] - indptr[0]
+        return indptr[begin : end + 1] - indptr[begin], slots[first:last]
+
+    if by_kernels(weight.device):
+        threads.share_rows(
+            lambda begin, end: compute(begin, end, cpu.neighbour_mean(tables, *edges(begin, end))),
+            len(own),
+            max(1, _PIECE_BYTES // (8 * width)),
+        )
+        return out
+    mean_of = _MeanByTensorOps(tables, weight.device)
+    row_bytes = 4 * max(width, tables[0].shape[1])
+    for begin, end in _pieces(indptr, _piece_bytes(weight.device) // row_bytes):
+        compute(begin, end, mean_of(*edges(begin, end)))
     return out
+
+
+class _MeanByTensorOps:
+    """Brings the distinct rows of some edges to a device and averages them there."""
+
+    def __init__(self, tables: tuple[Tensor, ...], device: torch.device) -> None:
+        self._tables = tables
+        self._device = device
+        self._scratch = np.full(sum(len(table) for table in tables), -1, np.int32)
+
+    def __call__(self, indptr: np.ndarray, slots: np.ndarray) -> Tensor:
+        distinct = np.empty(len(slots), slots.dtype)
+        numbers = np.empty(len(slots), np.int32)
+        count = number_nodes(slots[:0], slots, self._scratch, distinct, numbers)
+        rows = gather_rows(self._tables, distinct[:count]).to(self._device)
+        return tensor_ops.segment_mean(
+            rows.float(),
+            torch.from_numpy(indptr).to(self._device),
+            torch.from_numpy(numbers).to(self._device),
+        )
+
+
+def _pieces(indptr: np.ndarray, most_rows: int) -> Iterator[tuple[int, int]]:
+    """Ranges of destinations that have, with their edges, at most so many rows; at least one."""
+    rows = indptr - indptr[0] + np.arange(len(indptr))
+    begin = 0
+    while begin < len(indptr) - 1:
+        end = int(np.searchsorted(rows, rows[begin] + most_rows, side="right")) - 1
+        end = max(end, begin + 1)
+        yield begin, end
+        begin = end
+
+
+def _piece_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _SHARE_OF_GPU)
+    return _TORCH_PIECE_BYTES
 
 
 def infer(
@@ -92,16 +163,16 @@ def infer(
     """Logits of every node from whole neighbourhoods, in one process.
 
     Args:
-        model: its device computes; it has to hold two layers' rows of all nodes.
+        model: its device computes; the host holds two layers' rows of all nodes.
         topology: in-edges of all N nodes.
-        features: float32 `[N, F]`.
+        features: `[N, F]`.
         num_layers: stop after so many layers; None goes through all. All but the last give the
             input of the last layer, the embeddings.
 
     Returns:
-        float32 `[N, C]`, or the width of the layer that was stopped after, on the model's device.
+        float32 `[N, C]`, or the width of the layer that was stopped after, on the CPU.
     """
-    h = features.to(model.layers[0].weight.device)
+    h = features
     for layer in range(len(model.layers) if num_layers is None else num_layers):
         tables = (exchanged_rows(model, layer, h),)
         h = layer_rows(model, layer, h, tables, topology.indptr, topology.indices)
@@ -111,8 +182,3 @@ def infer(
 def _multiplies_first(model: GraphSAGE, layer: int) -> bool:
     out_width, both_widths = model.layers[layer].weight.shape
     return layer > 0 and 2 * out_width < both_widths
-
-
-def _ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
-    for begin in range(0, count, step):
-        yield begin, min(begin + step, count)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from distsage.train.features import Block, InputLayer
@@ -38,19 +37,6 @@ class Batch:
     labels: Tensor
     global_size: int
     counters: dict[str, float] = field(default_factory=dict)
-
-    def to(self, device: torch.device) -> "Batch":
-        """Copy to a device; asynchronous where the tensors are pinned."""
-        if device.type == "cpu":
-            return self
-        return Batch(
-            self.inputs.to(device),
-            [block.to(device) for block in self.blocks],
-            self.key,
-            self.labels.to(device, non_blocking=True),
-            self.global_size,
-            self.counters,
-        )
 
 
 def prepare_ahead(

@@ -59,11 +59,13 @@ def _be_a_rank(read_config: Callable[[], TrainConfig], watched: Watched) -> None
 def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     import torch
 
+    from distsage.kernels import level
     from distsage.launch.job import release_stage
+    from distsage.model.backend import by_kernels, description, set_threads
+    from distsage.model.graphsage import GraphSAGE
     from distsage.train.evaluation import score_masks
     from distsage.train.halo import HaloInference
-    from distsage.train.loop import PRECISIONS, Scores, choose_device, fit
-    from distsage.train.model import GraphSAGE
+    from distsage.train.loop import PRECISIONS, Scores, fit
     from distsage.train.remote_batches import BatchSource
     from distsage.train.run_directory import RunDirectory
     from distsage.train.seeds import SeedPlan
@@ -71,7 +73,10 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
 
     config, assignment, manifest = job.config, job.assignment, job.parts.manifest
     trainers = Trainers(assignment.trainer_rank, assignment.num_trainers)
-    device = choose_device(config.device)
+    device = torch.device(job.device)
+    set_threads(device)
+    if trainers.rank == 0:
+        print(description(device), flush=True)
     run = RunDirectory.begin(config.run_dir, config) if trainers.rank == 0 else None
 
     watched.mark("opening the topology")
@@ -86,14 +91,14 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     train_nodes = np.flatnonzero(masks["train"].numpy()) + int(bounds[trainers.rank])
     counts = trainers.concatenate(torch.tensor([len(train_nodes)])).tolist()
     plan = SeedPlan(train_nodes, counts, config.batch_size, config.seed, trainers.rank)
-    gather = device.type != "cpu"
+    gather = not by_kernels(device)
     source = BatchSource(
         config,
         plan,
         _new_sampler(job, store, trainers, topology, number_inputs=gather),
         rows,
         labels,
-        gather=gather,
+        device,
     )
     model = GraphSAGE(
         manifest.num_features,
@@ -111,8 +116,9 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     def evaluate() -> Scores:
         return score_masks(halo.run(model, rows.own, source.fetch), labels[own], masks, trainers)
 
-    description = {
+    about = {
         "command": "train",
+        "kernels": str(level.chosen()),
         "model": model.shape,
         "task": manifest.task,
         "graph": manifest.graph_name,
@@ -126,7 +132,7 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
         evaluate,
         trainers,
         run,
-        description,
+        about,
         watched.mark,
     )
     source.close()
@@ -134,6 +140,8 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
         run.finish(
             {
                 **scores,
+                "kernels": str(level.chosen()),
+                "device": device.type,
                 "hosts": assignment.num_hosts,
                 "trainers": assignment.num_trainers,
                 "edge_cut": manifest.edge_cut,

@@ -8,19 +8,22 @@ Slots count through them in this order, as if they were one table that nobody ha
 local run has one table, in which the slot of a node is its id.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distsage.train import kernels
-from distsage.train.compiled import compiled
+from distsage.kernels import level
+from distsage.kernels.gather import Tables, gather
+from distsage.kernels.level import Level
+from distsage.kernels.slots import split_slots
 from distsage.train.sampler import Csc, MiniBatch
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
-    """A tensor's memory as `distsage.train.vectors` takes it: half precisions as integers."""
+    """A tensor's memory as `distsage.kernels.simd` takes it: half precisions as integers."""
     tensor = tensor.detach()
     if tensor.dtype == torch.float32:
         return tensor.numpy()
@@ -29,30 +32,48 @@ def as_array(tensor: Tensor) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class PartlyResident:
+    """The input rows of a batch, of which some are in a GPU's memory already.
+
+    Attributes:
+        resident: `[r, F]`, what is there.
+        resident_rows: int64 `[a]`, which of its rows the batch takes.
+        resident_at: int64 `[a]`, and where they belong among the batch's rows.
+        rows: `[b, F]`, the others.
+        rows_at: int64 `[b]`, where they belong.
+    """
+
+    resident: Tensor
+    resident_rows: Tensor
+    resident_at: Tensor
+    rows: Tensor
+    rows_at: Tensor
+
+    def assembled(self) -> Tensor:
+        """All rows `[a + b, F]`; once everything is on the GPU."""
+        out = self.resident.new_empty(len(self.resident_at) + len(self.rows_at), self.rows.shape[1])
+        out[self.resident_at] = self.resident[self.resident_rows]
+        out[self.rows_at] = self.rows
+        return out
+
+
+@dataclass(frozen=True)
 class InputLayer:
     """What layer 1 of the model aggregates.
 
     Attributes:
         tables: the feature tables `[., F]`, all of one dtype; slots count through them in order.
-            At most three on the CPU, exactly one (the gathered rows) on another device.
+            At most three for kernels; for torch's operations exactly one, the gathered rows, or
+            what they are assembled from.
         indptr: int64 `[n1 + 1]`, edges of each destination.
         slots: int32 or int64 `[nnz]`, the slot of each edge's source.
         dst_slots: int32 or int64 `[n1]`, the slot of each destination.
     """
 
-    tables: tuple[Tensor, ...]
+    tables: tuple[Tensor, ...] | tuple[PartlyResident]
     indptr: Tensor
     slots: Tensor
     dst_slots: Tensor
-
-    def to(self, device: torch.device) -> "InputLayer":
-        """Copy to a device; asynchronous where the tensors are pinned."""
-        return InputLayer(
-            tuple(t.to(device, non_blocking=True) for t in self.tables),
-            self.indptr.to(device, non_blocking=True),
-            self.slots.to(device, non_blocking=True),
-            self.dst_slots.to(device, non_blocking=True),
-        )
 
 
 @dataclass(frozen=True)
@@ -73,14 +94,6 @@ class Block:
     def from_csc(cls, csc: Csc) -> "Block":
         """Wrap a sampled layer; no copy."""
         return cls(torch.from_numpy(csc.indptr), torch.from_numpy(csc.indices), csc.num_src)
-
-    def to(self, device: torch.device) -> "Block":
-        """Copy to a device; asynchronous where the tensors are pinned."""
-        return replace(
-            self,
-            indptr=self.indptr.to(device, non_blocking=True),
-            indices=self.indices.to(device, non_blocking=True),
-        )
 
     @property
     def num_dst(self) -> int:
@@ -104,12 +117,12 @@ def local_input(batch: MiniBatch, table: Tensor) -> InputLayer:
     )
 
 
-def gathered_input(batch: MiniBatch, rows: Tensor) -> InputLayer:
+def gathered_input(batch: MiniBatch, rows: Tensor | PartlyResident) -> InputLayer:
     """Layer 1 of a batch with numbered inputs; rows `[len(batch.input_gid), F]` are gathered."""
     assert batch.input_gid is not None
-    assert len(rows) == len(batch.input_gid)
+    tables: Any = (rows,)
     return InputLayer(
-        (rows,),
+        tables,
         torch.from_numpy(batch.input_edges.indptr),
         torch.from_numpy(batch.input_edges.indices),
         torch.arange(len(batch.dst_gid), dtype=torch.int32),
@@ -145,7 +158,7 @@ class SlotMap:
         slots = np.empty(len(src_gid), np.int32)
         dst_slots = np.empty(len(dst_gid), np.int32)
         missed_gid = np.empty(len(src_gid) + len(dst_gid), np.int64)
-        num_missed, num_own, num_cached = _split(
+        num_missed, num_own, num_cached = split_slots(
             src_gid,
             dst_gid,
             self._num_parts,
@@ -188,73 +201,29 @@ class SlotSplit:
             torch.from_numpy(self.dst_slots),
         )
 
-    def gather(self, tables: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """The rows of `slots` in one table `[nnz, F]`, in pinned memory where there is a GPU."""
-        assert len(tables[2]) == len(self.missed_gid)
-        rows = torch.empty(
-            len(self.slots),
-            tables[0].shape[1],
-            dtype=tables[0].dtype,
-            pin_memory=torch.cuda.is_available(),
-        )
-        kernels.gather(as_array(rows), self.slots, *(as_array(table) for table in tables))
-        return rows
 
+def gather_rows(tables: tuple[Tensor, ...], slots: np.ndarray, *, pin: bool = False) -> Tensor:
+    """Copy rows to one table `[n, F]` of the tables' type.
 
-@compiled
-def _split(
-    src_gid: np.ndarray,
-    dst_gid: np.ndarray,
-    num_parts: int,
-    own_rows: int,
-    num_kept: int,
-    slot: np.ndarray,
-    seen: np.ndarray,
-    slots: np.ndarray,
-    dst_slots: np.ndarray,
-    missed_gid: np.ndarray,
-) -> tuple[int, int, int]:
-    """Fill slots, dst_slots and the beginning of missed_gid; return (missed, own, cached).
-
-    `slot` `[N]` is as `SlotMap` has it, before and after; `seen` is room for num_kept + 1 bits.
+    Args:
+        tables: one to three on the CPU, of one width and type.
+        slots: integer `[n]`; they count through the tables.
+        pin: into pinned memory, from which a GPU copies by itself.
     """
-    owner = np.empty(len(missed_gid), np.int32)
-    begin = np.zeros(num_parts + 1, np.int64)
-    seen[:] = 0
-    seen[num_kept >> 6] = np.uint64(1) << np.uint64(num_kept & 63)  # stands for all misses
-    num_missed = 0
-    num_seen = 0
-    num_own = 0
-    for gids, out in ((dst_gid, dst_slots), (src_gid, slots)):
-        for e in range(len(gids)):
-            v = gids[e]
-            s = slot[v]
-            if s < 0:
-                owner[num_missed] = -1 - s
-                begin[-s] += 1
-                missed_gid[num_missed] = v
-                s = np.int32(num_kept + num_missed)
-                slot[v] = s
-                num_missed += 1
-            # No branch, because nobody could predict it.
-            kept = min(s, num_kept)
-            new = 1 - int(seen[kept >> 6] >> np.uint64(kept & 63) & np.uint64(1))
-            seen[kept >> 6] |= np.uint64(1) << np.uint64(kept & 63)
-            num_seen += new
-            num_own += new * int(kept < own_rows)
-            out[e] = s
-    # Misses in the order of their parts, so that what each part is asked for lies together.
-    begin = np.cumsum(begin)
-    place = np.empty(num_missed, np.int32)
-    unordered = missed_gid[:num_missed].copy()
-    for m in range(num_missed):
-        slot[unordered[m]] = -1 - owner[m]
-        place[m] = begin[owner[m]]
-        begin[owner[m]] += 1
-        missed_gid[place[m]] = unordered[m]
-    for out in (dst_slots, slots):
-        for e in range(len(out)):
-            s = out[e]
-            if s >= num_kept:
-                out[e] = num_kept + place[s - num_kept]
-    return num_missed, num_own, num_seen - num_own
+    shape = len(slots), tables[0].shape[1]
+    rows = torch.empty(shape, dtype=tables[0].dtype, pin_memory=pin)
+    if level.chosen() > Level.TORCH:
+        gather(as_array(rows), slots, three_tables(tables))
+        return rows
+    begin = 0
+    for table in tables:
+        here = np.flatnonzero((slots >= begin) & (slots < begin + len(table)))
+        rows[torch.from_numpy(here)] = table[torch.from_numpy(slots[here] - begin)]
+        begin += len(table)
+    return rows
+
+
+def three_tables(tables: tuple[Tensor, ...]) -> Tables:
+    """One to three tables as kernels take them."""
+    arrays = [as_array(t) for t in tables]
+    return Tables(*arrays, *[arrays[0][:0]] * (3 - len(arrays)))

@@ -5,15 +5,15 @@ layer's rows of the range's in-neighbours: own ones are here, the others (the ha
 owners, each once per layer. Features come from the servers, hidden rows from the other trainers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distsage.data.graph import Topology
-from distsage.train.inference import exchanged_rows, layer_rows
-from distsage.train.model import GraphSAGE
+from distsage.model.graphsage import GraphSAGE
+from distsage.model.inference import exchanged_rows, layer_rows
 from distsage.train.trainers import Trainers
 
 # Rows asked of the servers in one request.
@@ -71,21 +71,20 @@ class HaloInference:
             own_features: `[n, F]`, the rows of this host's part.
             pull: feature rows of the gids (int64) that it is given; CPU.
         """
-        device = model.layers[0].weight.device
         halo = torch.from_numpy(self._feature_halo.astype(np.int64))
         pulled = [pull(piece) for piece in halo.split(_PULL_ROWS)] if len(halo) else []
         remote = torch.cat(pulled) if pulled else own_features[:0]
-        tables = _on_device((own_features, remote), device)
         first = self._low - self._part[0]
-        own = own_features[first : first + self._high - self._low].to(device)
+        own = own_features[first : first + self._high - self._low]
+        tables = own_features, remote
         h = layer_rows(model, 0, own, tables, self._indptr, self._feature_slots)
         for layer in range(1, len(model.layers)):
             rows = exchanged_rows(model, layer, h)
-            asked = rows[self._send_rows.to(device)].cpu()
+            asked = rows[self._send_rows]
             received = self._trainers.exchange(asked, self._send_counts, self._receive_counts)
-            tables = _on_device((rows, received), device)
+            tables = rows, received
             h = layer_rows(model, layer, h, tables, self._indptr, self._hidden_slots)
-        return h.cpu()
+        return h
 
 
 def _halo(
@@ -104,10 +103,3 @@ def _halo(
     slot[low:high] = np.arange(high - low, dtype=slot_type)
     slot[halo] = np.arange(high - low, high - low + len(halo), dtype=slot_type)
     return halo, slot[sources]
-
-
-def _on_device(tables: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
-    """The tables as they are on the CPU; on another device one table, where slots still fit."""
-    if device.type == "cpu":
-        return tuple(tables)
-    return (torch.cat([table.to(device) for table in tables]),)

@@ -5,6 +5,7 @@ Runs on one machine. Imports DGL only where the data lie in DGL's files.
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ from torch.utils.data import DataLoader, Dataset
 from distsage.config import LocalConfig
 from distsage.data.graph import Graph, Topology
 from distsage.data.precision import cast_features
-from distsage.train.batches import Batch
+from distsage.kernels import level
+from distsage.kernels.rng import Purpose, stream_key
+from distsage.model.backend import by_kernels, choose_device, description, set_threads
+from distsage.model.graphsage import GraphSAGE
+from distsage.model.inference import infer
+from distsage.train.batches import Batch, prepare_ahead
 from distsage.train.evaluation import score_masks
 from distsage.train.features import blocks_of, gathered_input, local_input
-from distsage.train.inference import infer
-from distsage.train.loop import PRECISIONS, Scores, choose_device, fit
-from distsage.train.model import GraphSAGE
-from distsage.train.rng import Purpose, stream_key
+from distsage.train.feeding import pinned
+from distsage.train.loop import PRECISIONS, Scores, fit
+from distsage.train.resident import input_rows, keep_on_gpu
 from distsage.train.run_directory import RunDirectory
 from distsage.train.sampler import MiniBatch, Sampler
 from distsage.train.seeds import SeedPlan
@@ -73,6 +78,8 @@ def train(config: LocalConfig) -> dict[str, Any]:
         UserError: the data or an option are not what they should be.
     """
     device = choose_device(config.device)
+    set_threads(device)
+    print(description(device), flush=True)
     graph, edge_cut = load(config)
     run = RunDirectory.begin(config.run_dir, config)
     topology = without_edges(graph.topology) if config.ignore_edges else graph.topology
@@ -95,9 +102,10 @@ def train(config: LocalConfig) -> dict[str, Any]:
     train_nodes = np.flatnonzero(graph.train_mask).astype(np.int64)
     plan = SeedPlan(train_nodes, [len(train_nodes)], config.batch_size, config.seed, 0)
     steps = _EpochSteps(plan)
-    on_cpu = device.type == "cpu"
+    gather = not by_kernels(device)
+    resident = keep_on_gpu(features, features[:0], device)
     loader = DataLoader(
-        SampledBatches(topology, config, number_inputs=not on_cpu),
+        SampledBatches(topology, config, number_inputs=gather),
         batch_size=None,
         sampler=steps,
         num_workers=config.num_workers,
@@ -106,43 +114,60 @@ def train(config: LocalConfig) -> dict[str, Any]:
         collate_fn=_as_it_is,
     )
 
+    def prepare(numbered: tuple[int, MiniBatch]) -> Batch:
+        step, sampled = numbered
+        started = time.perf_counter()
+        if gather:
+            assert sampled.input_gid is not None
+            rows = input_rows((features,), sampled.input_gid, resident)
+            inputs = gathered_input(sampled, rows)
+        else:
+            inputs = local_input(sampled, features)
+        batch = Batch(
+            inputs,
+            blocks_of(sampled),
+            sampled.key,
+            labels[torch.from_numpy(sampled.seed_gid)],
+            plan.global_batch_size(step),
+            {
+                "edges": len(sampled.input_edges.indices)
+                + sum(len(block.indices) for block in sampled.blocks),
+                "fetch_seconds": time.perf_counter() - started,
+            },
+        )
+        return pinned(batch) if device.type == "cuda" else batch
+
+    gatherer = ThreadPoolExecutor(1, "gather")
+
     def epoch_batches(epoch: int) -> Iterator[Batch]:
         steps.epoch = epoch
-        for step, sampled in enumerate(loader):
-            started = time.perf_counter()
-            if on_cpu:
-                inputs = local_input(sampled, features)
-            else:
-                rows = features[torch.from_numpy(sampled.input_gid)].pin_memory()
-                inputs = gathered_input(sampled, rows)
-            yield Batch(
-                inputs,
-                blocks_of(sampled),
-                sampled.key,
-                labels[torch.from_numpy(sampled.seed_gid)],
-                plan.global_batch_size(step),
-                {
-                    "edges": len(sampled.input_edges.indices)
-                    + sum(len(block.indices) for block in sampled.blocks),
-                    "fetch_seconds": time.perf_counter() - started,
-                },
-            )
+        if device.type == "cuda":  # a thread fills pinned memory, which the workers cannot share
+            yield from prepare_ahead(enumerate(loader), prepare, gatherer, 1, _BATCH_TIMEOUT)
+        else:
+            yield from map(prepare, enumerate(loader))
 
     def evaluate() -> Scores:
-        logits = infer(model, topology, features).cpu()
+        logits = infer(model, topology, features)
         return score_masks(logits, labels, masks, Trainers())
 
-    description = {
+    about = {
         "command": "local",
+        "kernels": str(level.chosen()),
         "model": model.shape,
         "task": graph.task,
         "graph": graph.name,
         "config": asdict(config),
     }
-    scores = fit(
-        config, model, epoch_batches, evaluate, Trainers(), run, description, lambda *_: None
-    )
-    summary = {**scores, "hosts": 1, "trainers": 1, "edge_cut": edge_cut}
+    scores = fit(config, model, epoch_batches, evaluate, Trainers(), run, about, lambda *_: None)
+    gatherer.shutdown()
+    summary = {
+        **scores,
+        "kernels": str(level.chosen()),
+        "device": device.type,
+        "hosts": 1,
+        "trainers": 1,
+        "edge_cut": edge_cut,
+    }
     run.finish(summary)
     return summary
 

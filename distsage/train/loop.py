@@ -19,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from distsage.config import TrainingOptions
 from distsage.errors import UserError
 from distsage.launch.watch import State
+from distsage.model.graphsage import GraphSAGE
 from distsage.train.allocator import keep_freed_memory
 from distsage.train.batches import Batch
-from distsage.train.model import GraphSAGE
+from distsage.train.feeding import feed
 from distsage.train.run_directory import RunDirectory
 from distsage.train.trainers import Trainers
 
@@ -31,17 +32,6 @@ Mark = Callable[[str, State], None]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """What `--precision` stands for."""
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device that `--device` asks for.
-
-    Raises:
-        UserError: cuda is asked for and there is none.
-    """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but PyTorch sees no GPU here; use --device cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def global_loss(logits: Tensor, labels: Tensor, global_size: int) -> Tensor:
@@ -179,10 +169,9 @@ def _train_epoch(
         lap = now
 
     mark(f"waiting for batch 0 of epoch {epoch}", State.WAITING)
-    for batch in batches:
+    for batch in feed(batches, device):
         split("wait_seconds")
         mark(f"computing step {steps} of epoch {epoch}", State.WORKING)
-        batch = batch.to(device)
         logits = replica(batch.inputs, batch.blocks, batch.key)
         loss = global_loss(logits, batch.labels, batch.global_size)
         split("forward_seconds")

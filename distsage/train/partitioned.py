@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distsage.data.graph import Topology
-from distsage.train.compiled import compiled
+from distsage.kernels.picking import place_picks
 from distsage.train.sampler import Method, Neighbours
 
 Ask = Callable[..., Mapping[int, Sequence[Tensor]]]
@@ -89,7 +89,7 @@ class PartitionedNeighbours:
         np.cumsum(counts, out=indptr[1:])
         src_gid = np.empty(indptr[-1], dst_gid.dtype)
         for at, part_src in picks:
-            _place(indptr, at, part_src, src_gid)
+            place_picks(indptr, at, part_src, src_gid)
         return indptr, src_gid
 
 
@@ -109,13 +109,3 @@ class PartAnswer:
         """Number of picks of each destination, int32 `[n]`, and their source gids, `[nnz]`."""
         indptr, src_gid = self._neighbours.pick(dst_gid.numpy(), fan_out, np.uint64(key))
         return torch.from_numpy(np.diff(indptr).astype(np.int32)), torch.from_numpy(src_gid)
-
-
-@compiled
-def _place(indptr: np.ndarray, at: np.ndarray, part: np.ndarray, whole: np.ndarray) -> None:
-    """Copy the picks of the destinations `at`, which stand in `part` one after the other."""
-    e = 0
-    for i in at:
-        for p in range(indptr[i], indptr[i + 1]):
-            whole[p] = part[e]
-            e += 1

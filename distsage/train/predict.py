@@ -18,9 +18,9 @@ from distsage.config import PredictConfig
 from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.files import atomic_file
-from distsage.train.inference import infer
+from distsage.model.graphsage import GraphSAGE
+from distsage.model.inference import infer
 from distsage.train.local import dense_features, load_parts, without_edges
-from distsage.train.model import GraphSAGE
 from distsage.train.run_directory import RunDirectory
 
 # Rows that are turned into a table at a time.

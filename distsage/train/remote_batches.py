@@ -12,10 +12,20 @@ import torch
 from torch import Tensor
 
 from distsage.config import TrainConfig
+from distsage.kernels.rng import Purpose, stream_key
 from distsage.launch.watch import WAIT_SECONDS
+from distsage.model.backend import by_kernels
 from distsage.train.batches import Batch, prepare_ahead
-from distsage.train.features import InputLayer, SlotMap, SlotSplit, blocks_of, gathered_input
-from distsage.train.rng import Purpose, stream_key
+from distsage.train.features import (
+    InputLayer,
+    SlotMap,
+    SlotSplit,
+    blocks_of,
+    gather_rows,
+    gathered_input,
+)
+from distsage.train.feeding import pinned
+from distsage.train.resident import input_rows, keep_on_gpu
 from distsage.train.sampler import MiniBatch, Sampler
 from distsage.train.seeds import SeedPlan
 
@@ -67,11 +77,12 @@ class BatchSource:
     Args:
         config: of the run.
         plan: this trainer's seed nodes.
-        new_sampler: makes a sampler; each worker has its own. It numbers the inputs where `gather`.
+        new_sampler: makes a sampler; each worker has its own. It numbers the inputs where they
+            are put together.
         rows: the features.
         labels: of the nodes of this host's part, in gid order.
-        gather: put the input rows of a batch together in one table, for a GPU; otherwise layer 1
-            reads them where they are.
+        device: of the model. Where it does not compute by kernels, the input rows of a batch are
+            put together in one table; otherwise layer 1 reads them where they are.
     """
 
     def __init__(
@@ -81,14 +92,15 @@ class BatchSource:
         new_sampler: Callable[[], Sampler],
         rows: FeatureRows,
         labels: Tensor,
-        *,
-        gather: bool,
+        device: torch.device,
     ) -> None:
         self._config = config
         self._plan = plan
         self._rows = rows
         self._labels = labels
-        self._gather = gather
+        self._gather = not by_kernels(device)
+        self._pins = device.type == "cuda"
+        self._resident = keep_on_gpu(rows.own, rows.cached, device)
         # As in a topology: code that is compiled for its type serves all gids.
         self._gid_type = np.int32 if rows.offsets[-1] < 2**31 else np.int64
         # Samplers and slot maps keep scratch space: whoever prepares a batch takes a pair.
@@ -130,7 +142,7 @@ class BatchSource:
             split = slot_map.split(wanted, wanted[:0])
         finally:
             self._tools.put(tools)
-        return split.gather(self._tables(split))
+        return gather_rows(self._tables(split), split.slots)
 
     def close(self) -> None:
         """End the workers; waits for the batches that they are at."""
@@ -147,7 +159,8 @@ class BatchSource:
     def _prepare(self, task: _Step) -> Batch:
         sampler, slot_map = tools = self._tools.get()
         try:
-            return self._prepare_with(sampler, slot_map, task)
+            batch = self._prepare_with(sampler, slot_map, task)
+            return pinned(batch) if self._pins else batch
         finally:
             self._tools.put(tools)
 
@@ -186,7 +199,7 @@ class BatchSource:
             split = slot_map.split(sampled.input_edges.indices, sampled.dst_gid)
         tables = self._tables(split)
         if self._gather:
-            inputs = gathered_input(sampled, split.gather(tables))
+            inputs = gathered_input(sampled, input_rows(tables, split.slots, self._resident))
         else:
             inputs = split.input(sampled.input_edges.indptr, tables)
         num_rows = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distsage.train.rng import Purpose
+from distsage.kernels.rng import Purpose
 
 
 def own_share(nodes: np.ndarray, share: int, num_shares: int) -> np.ndarray:

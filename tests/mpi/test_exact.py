@@ -19,9 +19,9 @@ from jobs import epochs, summary, train
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from distsage.data.graph import Graph
+from distsage.model.graphsage import GraphSAGE
 from distsage.partition.parts import Parts
 from distsage.train.local import load_parts
-from distsage.train.model import GraphSAGE
 from distsage.train.seeds import SeedPlan
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]

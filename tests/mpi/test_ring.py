@@ -14,10 +14,10 @@ from jobs import mpirun
 
 from distsage.data.csc import csc_from_edges
 from distsage.data.graph import Graph
+from distsage.model.graphsage import GraphSAGE
+from distsage.model.inference import infer
 from distsage.partition.parts import Parts
-from distsage.train.inference import infer
 from distsage.train.local import load_parts
-from distsage.train.model import GraphSAGE
 
 pytestmark = pytest.mark.mpi
 

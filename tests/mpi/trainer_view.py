@@ -26,13 +26,13 @@ def be_a_rank(watched: Watched) -> None:
 
     import torch
 
+    from distsage.model.graphsage import GraphSAGE
+    from distsage.model.layers import input_self_and_mean
+    from distsage.model.workspace import Workspace
     from distsage.train.features import SlotMap
     from distsage.train.halo import HaloInference
-    from distsage.train.layers import input_self_and_mean
-    from distsage.train.model import GraphSAGE
     from distsage.train.sampler import Sampler
     from distsage.train.trainers import Trainers
-    from distsage.train.workspace import Workspace
 
     config, assignment, manifest = job.config, job.assignment, job.parts.manifest
     trainers = Trainers(assignment.trainer_rank, assignment.num_trainers)

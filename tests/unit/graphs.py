@@ -4,7 +4,7 @@ import numpy as np
 import scipy.sparse
 
 from distsage.data.graph import Topology
-from distsage.train.rng import Purpose, stream_key
+from distsage.kernels.rng import Purpose, stream_key
 
 
 def key_of(step: int, seed: int = 7) -> np.uint64:

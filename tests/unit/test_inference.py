@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from distsage.data.graph import Topology
-from distsage.train import inference
-from distsage.train.inference import exchanged_rows, infer, layer_rows
-from distsage.train.model import GraphSAGE
+from distsage.model import inference
+from distsage.model.backend import by_kernels
+from distsage.model.graphsage import GraphSAGE
+from distsage.model.inference import exchanged_rows, infer, layer_rows
 from tests.unit.graphs import random_topology
 
 N = 300
@@ -34,10 +35,13 @@ def setting():
     return GraphSAGE(12, 16, 4, 3, dropout=0.5), topology, x
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 10_000, 2**25])
-def test_equals_dense_numpy(setting, chunk_bytes, monkeypatch):
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("piece_bytes", [1, 10_000, 2**25])
+def test_equals_dense_numpy(setting, piece_bytes, kernels, monkeypatch):
     model, topology, x = setting
-    monkeypatch.setattr(inference, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(inference, "by_kernels", lambda device: kernels and by_kernels(device))
+    monkeypatch.setattr(inference, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(inference, "_TORCH_PIECE_BYTES", piece_bytes)
     logits = infer(model, topology, x)
     np.testing.assert_allclose(logits.numpy(), dense(model, topology, x), rtol=1e-4, atol=1e-5)
     assert not logits.requires_grad

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from distsage.train import layers
+from distsage.kernels import threads
+from distsage.kernels.level import Level, chosen
+from distsage.kernels.rng import Purpose, stream_key
+from distsage.model import layers, tensor_ops
+from distsage.model.backend import by_kernels
+from distsage.model.graphsage import GraphSAGE
+from distsage.model.layers import hidden_layer, input_self_and_mean
+from distsage.model.workspace import Workspace
 from distsage.train.features import Block, blocks_of, gathered_input, local_input
-from distsage.train.layers import _hash32, hidden_layer, input_self_and_mean
-from distsage.train.model import GraphSAGE
-from distsage.train.rng import Purpose, stream_key
 from distsage.train.sampler import Sampler
-from distsage.train.workspace import Workspace
 from tests.unit.graphs import key_of, random_topology
 
 NUM_NODES = 600
@@ -41,6 +44,22 @@ def hidden(z: torch.Tensor, block: Block, p: float, key: np.uint64) -> torch.Ten
 
 def features(width: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(5).standard_normal((NUM_NODES, width), "f4"))
+
+
+def kept(shape: tuple[int, int], p: float, key: np.uint64, kernels: bool) -> torch.Tensor:
+    """Which elements dropout keeps: as the kernels' hash says, or torch's generator."""
+    if not kernels:
+        return tensor_ops.dropout(torch.ones(shape), p, key) > 0
+    rows = np.arange(1, shape[0] + 1, dtype=np.uint64)
+    x = key + rows * np.uint64(0x9E3779B97F4A7C15)  # splitmix64, a number for each row
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = (x ^ (x >> np.uint64(31)))[:, None]
+    low, high = x.astype(np.uint32), (x >> np.uint64(32)).astype(np.uint32)
+    y = np.arange(shape[1], dtype=np.uint32) * np.uint32(0x9E3779B9) + low  # lowbias32
+    y = ((y ^ (y >> np.uint32(16))) * np.uint32(0x7FEB352D)) ^ high
+    y = (y ^ (y >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return torch.from_numpy((y ^ (y >> np.uint32(16))) >= round(p * 2**32))
 
 
 def weighted_sum(logits: torch.Tensor) -> torch.Tensor:
@@ -104,9 +123,9 @@ def test_tensor_operations_of_other_devices_do_the_same(precision, monkeypatch):
     batch, x = sampled(3, 80, number_inputs=True), features(30)
     inputs = gathered_input(batch, x[torch.from_numpy(batch.input_gid).long()])
     results = []
-    for by_kernels in (True, False):
-        monkeypatch.setattr(layers, "_by_kernels", lambda _, answer=by_kernels: answer)
-        model = GraphSAGE(30, 64, 5, 3, dropout=0.5, seed=1, precision=precision)
+    for kernels in (by_kernels(torch.device("cpu")), False):
+        monkeypatch.setattr(layers, "by_kernels", lambda _, answer=kernels: answer)
+        model = GraphSAGE(30, 64, 5, 3, dropout=0.0, seed=1, precision=precision)
         logits = model(inputs, blocks_of(batch), batch.key)
         weighted_sum(logits).backward()
         results.append((logits.detach(), [p.grad for p in model.parameters()]))
@@ -135,13 +154,14 @@ def test_logits_equal_dense_numpy():
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
-@pytest.mark.parametrize("by_kernels", [True, False])
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("width", [3, 16, 20, 64, 100, 256])
 @pytest.mark.parametrize("in_width", [6, 30, 128, 300])
 def test_hidden_layer_and_its_gradient_against_dense_operations(
-    p, width, in_width, by_kernels, monkeypatch
+    p, width, in_width, kernels, monkeypatch
 ):
-    monkeypatch.setattr(layers, "_by_kernels", lambda _: by_kernels)
+    kernels = kernels and by_kernels(torch.device("cpu"))
+    monkeypatch.setattr(layers, "by_kernels", lambda _: kernels)
     csc = sampled(2, 40).blocks[0]
     assert csc.num_src > 128  # three words of marks
     adjacency = torch.zeros(csc.num_dst, csc.num_src)
@@ -151,7 +171,7 @@ def test_hidden_layer_and_its_gradient_against_dense_operations(
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(csc.num_src, in_width, generator=generator)
     parameters = torch.randn(width, in_width, generator=generator), torch.randn(width)
-    keep = _hash32(torch.empty(csc.num_src, width), np.uint64(4)) >= round(p * 2**32)
+    keep = kept((csc.num_src, width), p, np.uint64(4), kernels)
     ours = [t.clone().requires_grad_() for t in (x, *parameters)]
     dense = [t.clone().requires_grad_() for t in (x, *parameters)]
 
@@ -172,24 +192,24 @@ def test_source_without_an_edge_has_no_gradient():
     assert z.grad.sum(1).tolist() == [3, 0, 3, 0]
 
 
-def test_threads_change_nothing():
-    model = GraphSAGE(20, 256, 5, 2, dropout=0.5)
-    batch = sampled(2, 400)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_threads_change_nothing(precision, monkeypatch):
+    """To the last bit, in three layers, whichever thread claims which piece."""
+    batch = sampled(3, 400)
     results = []
-    threads = torch.get_num_threads()
-    for n in (1, 2):
-        torch.set_num_threads(n)
-        h = torch.randn(1000, 256, generator=torch.Generator().manual_seed(0))
+    for n in (1, 2, 5):
+        monkeypatch.setattr(threads, "budget", lambda n=n: n)
+        threads._pool.cache_clear()
+        model = GraphSAGE(20, 256, 5, 3, dropout=0.5, precision=precision)
         logits = model(local_input(batch, features(20)), blocks_of(batch), batch.key)
-        model.zero_grad()
         weighted_sum(logits).backward()
-        gradient = model.layers[0].weight.grad.clone()
-        results.append((relu_dropout(h, 0.3, np.uint64(9)), logits, gradient))
-    torch.set_num_threads(threads)
-    assert torch.equal(results[0][0], results[1][0])
-    torch.testing.assert_close(results[0], results[1])
+        results.append([logits, *(p.grad for p in model.parameters())])
+    threads._pool.cache_clear()
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.skipif(chosen() == Level.TORCH, reason="torch manages the memory of its operations")
 def test_a_batch_uses_the_memory_of_the_one_before():
     """And autograd refuses the backward pass of the earlier one, whose rows are gone."""
     model = GraphSAGE(20, 64, 5, 2, dropout=0.5)
@@ -270,12 +290,24 @@ def test_dropout_gradient_passes_where_the_result_is_positive():
     torch.testing.assert_close(h.grad, (out > 0) / 0.75)
 
 
-def test_dropout_mask_is_the_same_as_tensor_operations():
-    """What another device computes (`_hash32`) is what the CPU's kernel does."""
+def test_dropout_mask_is_the_hash_of_the_key():
     key = stream_key(1, 2, 3, 4, Purpose.DROPOUT)
-    h = torch.ones(50, 300)
-    kept = _hash32(h, key) >= round(0.37 * 2**32)
-    assert torch.equal(relu_dropout(h, 0.37, key) > 0, kept)
+    mask = kept((50, 300), 0.37, key, by_kernels(torch.device("cpu")))
+    assert torch.equal(relu_dropout(torch.ones(50, 300), 0.37, key) > 0, mask)
+
+
+def test_the_gradient_of_a_source_with_thousands_of_destinations(monkeypatch):
+    """4,096 gradients of one, each rounded to bfloat16 as it is added, would stay at 256."""
+    block = Block(torch.arange(4097), torch.zeros(4096, dtype=torch.int32), 4096)
+    for kernels in (by_kernels(torch.device("cpu")), False):
+        monkeypatch.setattr(layers, "by_kernels", lambda _, answer=kernels: answer)
+        bias = torch.ones(16, requires_grad=True)
+        x = torch.zeros(4096, 4, dtype=torch.bfloat16)
+        out = hidden_layer(
+            x, torch.zeros(16, 4), bias, block, 0.0, np.uint64(1), Workspace(), torch.bfloat16
+        )
+        out[:, 16:].float().sum().backward()
+        assert bias.grad.tolist() == [4096] * 16
 
 
 def test_evaluation_mode_has_no_dropout():

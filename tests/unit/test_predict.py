@@ -16,10 +16,10 @@ from distsage.config import LocalConfig, PredictConfig, TrainConfig
 from distsage.data.datasets import load_graph
 from distsage.data.graph import Graph
 from distsage.errors import UserError
+from distsage.model.graphsage import GraphSAGE
+from distsage.model.inference import infer
 from distsage.partition.run import partition
-from distsage.train.inference import infer
 from distsage.train.local import dense_features, train, without_edges
-from distsage.train.model import GraphSAGE
 from distsage.train.predict import predict
 from distsage.train.run_directory import RunDirectory
 

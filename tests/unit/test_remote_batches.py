@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from distsage.config import TrainConfig
+from distsage.model import layers
+from distsage.model.backend import by_kernels
+from distsage.model.layers import input_self_and_mean
+from distsage.model.workspace import Workspace
+from distsage.train import remote_batches
 from distsage.train.batches import prepare_ahead
-from distsage.train.layers import input_self_and_mean
 from distsage.train.remote_batches import BatchSource, FeatureRows
 from distsage.train.sampler import Sampler
 from distsage.train.seeds import SeedPlan
-from distsage.train.workspace import Workspace
 from tests.unit.graphs import random_topology
 
 N, LOW, HIGH = 600, 200, 400
@@ -25,15 +28,19 @@ X = torch.arange(N, dtype=torch.float32)[:, None] + torch.tensor([0.0, 1000.0])
 CONFIG = TrainConfig(parts="unused", fan_out="3,4", batch_size=30, num_epochs=3, num_workers=0)
 
 
-def source(num_workers=0, num_cached=0, gather=False, pull=lambda gids: X[gids]):
+CPU = torch.device("cpu")
+
+
+def source(num_workers=0, num_cached=0, pull=lambda gids: X[gids]):
     remote = np.r_[0:LOW, HIGH:N]
     cached_gid = np.random.default_rng(0).permutation(remote)[:num_cached]
     rows = FeatureRows(np.array([0, LOW, HIGH, N]), 1, X[LOW:HIGH], cached_gid, X[cached_gid], pull)
     plan = SeedPlan(np.arange(LOW, HIGH, 2), [100, 90], 30, 0, 0)
+    gather = not remote_batches.by_kernels(CPU)
     new_sampler = partial(Sampler, TOPOLOGY, CONFIG.fan_outs, number_inputs=gather)
     labels = torch.arange(LOW, HIGH)
     config = replace(CONFIG, num_workers=num_workers)
-    return BatchSource(config, plan, new_sampler, rows, labels, gather=gather)
+    return BatchSource(config, plan, new_sampler, rows, labels, CPU)
 
 
 def everything(batches: BatchSource):
@@ -49,11 +56,13 @@ def everything(batches: BatchSource):
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 @pytest.mark.parametrize("num_cached", [0, 50, 400])
-@pytest.mark.parametrize("gather", [False, True])
-def test_workers_cache_and_gathering_change_nothing(num_workers, num_cached, gather):
+@pytest.mark.parametrize("kernels", [True, False])
+def test_workers_and_cache_change_nothing(num_workers, num_cached, kernels, monkeypatch):
+    for module in (remote_batches, layers):
+        monkeypatch.setattr(module, "by_kernels", lambda device: kernels and by_kernels(device))
     expected = everything(source())
     assert len(expected) == 3 * 4 * 4  # epochs, steps, tensors
-    found = everything(source(num_workers, num_cached, gather))
+    found = everything(source(num_workers, num_cached))
     for a, b in zip(expected, found, strict=True):
         assert torch.equal(a, b)
 

@@ -13,8 +13,8 @@ from partition_graphs import random_directed
 from distsage.cli import main
 from distsage.config import LocalConfig
 from distsage.errors import UserError
+from distsage.model.graphsage import GraphSAGE
 from distsage.partition.run import partition
-from distsage.train.model import GraphSAGE
 from distsage.train.run_directory import RunDirectory
 
 CONFIG = LocalConfig(dataset="cora")

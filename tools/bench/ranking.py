@@ -12,9 +12,9 @@ import numpy as np
 from distsage.config import TrainConfig, parse_fan_out
 from distsage.data.graph import Topology
 from distsage.files import atomic_file
+from distsage.kernels.rng import Purpose, stream_key
 from distsage.partition.parts import Parts
 from distsage.train.cache import cache_rows
-from distsage.train.rng import Purpose, stream_key
 from distsage.train.sampler import Sampler
 from distsage.train.seeds import SeedPlan
 

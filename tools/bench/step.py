@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distsage.data.graph import Topology
+from distsage.kernels.rng import Purpose, stream_key
+from distsage.model.graphsage import GraphSAGE
 from distsage.train.features import blocks_of, local_input
-from distsage.train.model import GraphSAGE
-from distsage.train.rng import Purpose, stream_key
 from distsage.train.sampler import Sampler
 
 Step = Callable[[int], dict[str, float]]

@@ -1,0 +1,73 @@
+"""How many threads a process computes with, and how they share work. Trainer ranks, local run.
+
+One budget counts for all: kernels run on as many threads as it has, and PyTorch computes in the
+thread that calls it (`distsage.model.backend`), so that no pool of another library competes for
+the same cores. Threads claim pieces of work from a common counter until none is left: one that
+starts late, or whose core is busy with something else, leaves more to the others, and none waits
+for a fixed share of another.
+"""
+
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+
+
+def budget() -> int:
+    """Threads that this process may compute with: OMP_NUM_THREADS, or the cores that it may use."""
+    stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return max(1, int(stated)) if stated.isdecimal() else len(os.sched_getaffinity(0))
+
+
+def share(work: Callable[[], None], pieces: int) -> None:
+    """Run `work` in this thread and in others, as far as the budget goes; blocks until all is done.
+
+    Args:
+        work: claims pieces until none is left; releases the GIL while it works on one.
+        pieces: how many there are; no more threads than that are asked.
+
+    Raises:
+        Exception: what `work` raised in any thread.
+    """
+    helpers = [_pool().submit(work) for _ in range(min(budget(), pieces) - 1)]
+    try:
+        work()
+    finally:
+        # A helper that has not begun finds nothing left to do and need not be waited for.
+        begun = [helper for helper in helpers if not helper.cancel()]
+    for helper in begun:
+        helper.result()
+
+
+def share_rows(work: Callable[[int, int], None], count: int, step: int) -> None:
+    """Run `work(begin, end)` on pieces of [0, count), `step` rows each, in several threads."""
+    begins = itertools.count(0, step)
+
+    def claim_rows() -> None:
+        while (begin := next(begins)) < count:
+            work(begin, min(begin + step, count))
+
+    share(claim_rows, -(-count // step))
+
+
+def piece(count: int, unit: int) -> int:
+    """Rows of one piece, a multiple of `unit`: a few pieces for each thread; all rows for one."""
+    pieces = 1 if budget() == 1 else _PIECES_PER_THREAD * budget()
+    return max(1, -(-count // (pieces * unit))) * unit
+
+
+_PIECES_PER_THREAD = 4
+"""So that the last piece, which others may have to wait for, is short."""
+
+
+def new_counter() -> np.ndarray:
+    """What threads claim pieces from: int64 `[1]`, at zero."""
+    return np.zeros(1, np.int64)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(budget(), "kernel")
