@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.registry import cpu_target
 
 from distsage.kernels import level
 
@@ -35,7 +36,13 @@ def _cache_directory() -> str:
 def _set_target() -> None:
     """Have numba compile for the level of this process."""
     if platform.machine() == "x86_64":
-        numba.config.CPU_NAME, numba.config.CPU_FEATURES = level.TARGETS[level.chosen()]
+        name, features = level.TARGETS[level.chosen()]
+        numba.config.CPU_NAME, numba.config.CPU_FEATURES = name, features
+        _, found_name, found_features = cpu_target.target_context.codegen().magic_tuple()
+        assert (found_name, found_features) == (name, features), (
+            "numba has compiled for another target in this process already; import "
+            "distsage.kernels before that"
+        )
 
 
 _set_target()

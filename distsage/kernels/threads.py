@@ -32,7 +32,8 @@ def share(work: Callable[[], None], pieces: int) -> None:
     Raises:
         Exception: what `work` raised in any thread.
     """
-    helpers = [_pool().submit(work) for _ in range(min(budget(), pieces) - 1)]
+    pool = _pool(budget())
+    helpers = [pool.submit(work) for _ in range(min(budget(), pieces) - 1)]
     try:
         work()
     finally:
@@ -69,5 +70,5 @@ def new_counter() -> np.ndarray:
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(budget(), "kernel")
+def _pool(size: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(size, "kernel")

@@ -1,6 +1,6 @@
 """Time one local training step of distsage beside DGL's, alternating in one process, one thread.
 
-`python tools/bench/step.py` prints the median milliseconds of each phase and `ratio NAME VALUE`
+`python -m tools.bench.step` prints the median milliseconds of each phase and `ratio NAME VALUE`
 lines (DGL's median divided by ours). Graph: synthetic, skewed degrees, 400k nodes, 17M edges.
 """
 
@@ -9,41 +9,28 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import dgl
 import dgl.nn.pytorch as dglnn
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from distsage.data.graph import Topology
-from distsage.kernels.rng import Purpose, stream_key
-from distsage.model.graphsage import GraphSAGE
-from distsage.train.features import blocks_of, local_input
-from distsage.train.sampler import Sampler
-
-Step = Callable[[int], dict[str, float]]
-HIDDEN, NUM_CLASSES, DROPOUT, LR = 256, 47, 0.5, 0.003
-
-
-def make_topology(num_nodes: int, num_edges: int, seed: int = 0) -> Topology:
-    """Undirected, power-law degrees, most edges between nodes that are close in their ids."""
-    rng = np.random.default_rng(seed)
-    weight = (1 - rng.random(num_nodes)) ** (-1 / 1.8)
-    cdf = np.cumsum(weight / weight.sum())
-    half = num_edges // 2
-    a = np.searchsorted(cdf, rng.random(half))
-    near = (a + rng.integers(1, 4000, half)) % num_nodes
-    b = np.where(rng.random(half) < 0.7, near, np.searchsorted(cdf, rng.random(half)))
-    a, b = np.minimum(a, num_nodes - 1), np.minimum(b, num_nodes - 1)
-    ones = np.ones(2 * half, np.int8)
-    csr = scipy.sparse.coo_matrix((ones, (np.r_[a, b], np.r_[b, a])), (num_nodes,) * 2).tocsr()
-    return Topology(csr.indptr.astype(np.int64), csr.indices.astype(np.int32))
+from distsage.kernels import level
+from tools.bench.local_step import (
+    DROPOUT,
+    HIDDEN,
+    LR,
+    NUM_CLASSES,
+    Step,
+    laps,
+    make_topology,
+    our_step,
+)
 
 
 class DglModel(nn.Module):
@@ -63,12 +50,6 @@ class DglModel(nn.Module):
             if i < len(self.layers) - 1:
                 h = functional.dropout(functional.relu(h), DROPOUT, self.training)
         return h
-
-
-def laps(marks: list[float], names: str) -> dict[str, float]:
-    """Milliseconds between successive marks, and of all."""
-    out = {n: 1e3 * (b - a) for n, a, b in zip(names.split(), marks, marks[1:], strict=False)}
-    return out | {"all": 1e3 * (marks[-1] - marks[0])}
 
 
 def dgl_step(
@@ -96,38 +77,6 @@ def dgl_step(
         optimiser.step()
         marks.append(time.perf_counter())
         return laps(marks, "sample gather forward backward optimiser")
-
-    return step
-
-
-def our_step(
-    topology: Topology,
-    x: Tensor,
-    y: Tensor,
-    seeds: list[np.ndarray],
-    fan_outs: list[int],
-    precision: torch.dtype,
-) -> Step:
-    """The same maths by distsage, with features stored in the precision of the model."""
-    x = x.to(precision)
-    sampler = Sampler(topology, fan_outs)
-    model = GraphSAGE(x.shape[1], HIDDEN, NUM_CLASSES, len(fan_outs), DROPOUT, 0, precision)
-    optimiser = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
-
-    def step(i: int) -> dict[str, float]:
-        marks = [time.perf_counter()]
-        keys = [stream_key(0, 0, 0, i, p) for p in (Purpose.SAMPLE, Purpose.DROPOUT)]
-        batch = sampler.sample(seeds[i], *keys)
-        marks.append(time.perf_counter())
-        logits = model(local_input(batch, x), blocks_of(batch), batch.key)
-        loss = functional.cross_entropy(logits, y[torch.from_numpy(batch.seed_gid)])
-        marks.append(time.perf_counter())
-        optimiser.zero_grad()
-        loss.backward()
-        marks.append(time.perf_counter())
-        optimiser.step()
-        marks.append(time.perf_counter())
-        return laps(marks, "sample forward backward optimiser")
 
     return step
 
@@ -167,6 +116,7 @@ def main() -> None:
         name: {phase: statistics.median(t[phase] for t in ts) for phase in ts[0]}
         for name, ts in times.items()
     }
+    print(f"kernels {level.chosen()} ({level.processor_name()})")
     for name, phases in median.items():
         print(f"{name:6s}", "  ".join(f"{p} {ms:.1f}" for p, ms in phases.items()), "ms")
     for name, phases in median.items():

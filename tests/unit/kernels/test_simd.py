@@ -1,10 +1,10 @@
 """The vector type of the kernels, against numpy and torch, for rows of any width."""
 
-import numba
 import numpy as np
 import pytest
 import torch
 
+from distsage.kernels.compiled import compiled
 from distsage.kernels.level import Level, chosen
 from distsage.kernels.simd import (
     add16,
@@ -21,7 +21,7 @@ from distsage.kernels.simd import (
 )
 
 
-@numba.njit
+@compiled
 def copy(source, target, factor):
     for i in range(len(source)):
         for c in range(0, source.shape[1], 16):
@@ -30,7 +30,7 @@ def copy(source, target, factor):
             store16(target, row(target, i), c, a)
 
 
-@numba.njit
+@compiled
 def gather(first, second, third, slots, target):
     for i in range(len(slots)):
         for c in range(0, target.shape[1], 16):
@@ -81,7 +81,7 @@ def test_slots_count_through_three_tables():
         assert (target[:, 0] == 4 * slots).all()
 
 
-@numba.njit
+@compiled
 def keep_small(numbers, bound, target):
     count = 0
     for i in range(0, len(numbers), 16):
@@ -91,12 +91,12 @@ def keep_small(numbers, bound, target):
     return count
 
 
-@numba.njit
+@compiled
 def keep_chosen(values, bits, target):
     compress16(target, 1, values, 2, bits)
 
 
-@numba.njit
+@compiled
 def hashes(values, count, key, target):
     hash16(target, 1, values, 2, count, key)
 
