@@ -163,7 +163,7 @@ def hidden_layer_forward(
             first = min(first, end - rows)  # a few rows twice, so that the last tile is a whole one
             if gathers:
                 gather_self_and_mean(x, edges, tables, first, first + rows)
-            _look_ahead(ahead, x, edges, tables, first + rows, min(first + 2 * rows, end))
+            asked = _look_ahead(ahead, x, edges, tables, first + rows, min(first + 2 * rows, end))
             a, a_size = row(x, first), 4 * length
             if x.itemsize != 4:
                 a, a_size = row(wide, 0), wide.strides[0]
@@ -174,11 +174,13 @@ def hidden_layer_forward(
                 keys[r] = draw(dropout.key, first + r)
             for panel in range(len(weight)):
                 b = row(weight[panel], 0)
-                asked = row(ahead, panel)
+                lines = row(ahead, panel)
                 if rows == 1:
-                    multiply_tile(out, a, a_size, b, length, asked, 1, _TILE_VECTORS)
+                    multiply_tile(out, a, a_size, b, length, lines, 0, 1, _TILE_VECTORS)
+                elif panel * length < asked:
+                    multiply_tile(out, a, a_size, b, length, lines, 1, _TILE_ROWS, _TILE_VECTORS)
                 else:
-                    multiply_tile(out, a, a_size, b, length, asked, _TILE_ROWS, _TILE_VECTORS)
+                    multiply_tile(out, a, a_size, b, length, lines, 0, _TILE_ROWS, _TILE_VECTORS)
                 column = max(0, min(panel * TILE_COLUMNS, width - TILE_COLUMNS))
                 for r in range(rows):
                     i = first + r
@@ -195,15 +197,15 @@ def hidden_layer_forward(
 @compiled
 def _look_ahead(
     ahead: np.ndarray, x: np.ndarray, edges: Edges, tables: Tables, begin: int, end: int
-) -> None:
-    """Fill ahead with pairs of cache lines: what the rows [begin, end) of x are made from.
+) -> int:
+    """Note in ahead the pairs of cache lines that the rows [begin, end) of x are made from.
 
-    As many as there is room for; the rest names what is in the cache already.
+    As many as there is room for. Returns how many there are; the rest of the last row of ahead
+    that has any names what is in the cache already.
     """
     indptr, slots, dst_slots = edges
     own, cached, missed = tables
     lines = ahead.reshape(ahead.size)
-    lines[:] = row(x, 0)
     count = 0
     for i in range(begin, end):
         if len(dst_slots) > 0:
@@ -213,6 +215,9 @@ def _look_ahead(
                 count = _note(lines, count, slot_row(own, cached, missed, slots[e]), size)
         else:
             count = _note(lines, count, row(x, i), x.shape[1] * x.itemsize)
+    begun = -(-count // ahead.shape[1]) * ahead.shape[1]
+    lines[count:begun] = row(x, 0)
+    return count
 
 
 @compiled

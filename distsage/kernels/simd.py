@@ -298,21 +298,23 @@ def multiply_tile(
     b: Any,
     length: Any,
     ahead: Any,
+    asks: Any,
     rows: Any,
     count: Any,
 ) -> tuple[Any, Callable]:
-    """`out[r] = sum over k of a[r, k] * b[k]`, for `rows` rows of `count` vectors, both literals.
+    """`out[r] = sum over k of a[r, k] * b[k]`, for `rows` rows of `count` vectors: literals.
 
     All are float32 and addresses: out `[rows, count, 16]` and b `[length, count, 16]` without gaps;
     a `[rows, length]`, a row every a_size bytes. The sums stay in registers.
 
-    The memory has nothing to do meanwhile: for each k, the two cache lines are asked for that begin
-    at the address `ahead[k]`; ahead is the address of int64 `[length]`.
+    The memory has nothing to do meanwhile. Where `asks`, a literal, is 1, the two cache lines are
+    asked for, for each k, that begin at the address `ahead[k]`; ahead is the address of int64
+    `[length]`.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        out, a, a_size, b, length, ahead, _, _ = args
-        rows, count = (kind.literal_value for kind in signature.args[-2:])
+        out, a, a_size, b, length, ahead, _, _, _ = args
+        asks, rows, count = (kind.literal_value for kind in signature.args[-3:])
         multiply_add = llvm.multiply_add(builder)
         zero = ir.Constant(llvm.F32X16, None)
         before = builder.block
@@ -327,10 +329,11 @@ def multiply_tile(
         column = builder.add(a, builder.mul(k, llvm.I64(4)))
         row = builder.add(b, builder.mul(k, llvm.I64(4 * LANES * count)))
         values = [builder.load(p, align=4) for p in llvm.vectors_at(builder, row, count)]
-        lines = builder.gep(builder.inttoptr(ahead, llvm.I64.as_pointer()), [k])
-        lines = builder.inttoptr(builder.load(lines), llvm.BYTES)
-        for offset in (0, CACHE_LINE):
-            llvm.prefetch(builder, builder.gep(lines, [llvm.I64(offset)]))
+        if asks:
+            lines = builder.gep(builder.inttoptr(ahead, llvm.I64.as_pointer()), [k])
+            lines = builder.inttoptr(builder.load(lines), llvm.BYTES)
+            for offset in (0, CACHE_LINE):
+                llvm.prefetch(builder, builder.gep(lines, [llvm.I64(offset)]))
         longer = []
         for r in range(rows):
             at = builder.add(column, builder.mul(a_size, llvm.I64(r)))
@@ -351,7 +354,7 @@ def multiply_tile(
             builder.store(value, p, align=4)
         return context.get_dummy_value()
 
-    return types.void(*(types.intp,) * 6, rows, count), codegen
+    return types.void(*(types.intp,) * 6, asks, rows, count), codegen
 
 
 @intrinsic
