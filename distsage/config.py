@@ -10,6 +10,8 @@ from typing import Literal
 
 from distsage.errors import UserError
 
+DEFAULT_CACHE_RATIO = 0.2
+
 
 def parse_fan_out(text: str) -> tuple[int, ...]:
     """Read `"10,25"` as (10, 25): one number per layer, input layer first, -1 for all neighbours.
@@ -91,7 +93,15 @@ class PartitionConfig(DatasetOptions):
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class FeatureOptions:
+    """How feature rows are kept."""
+
+    feat_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type in which feature rows are kept, and sent over the network. Sums stay in float32."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions(FeatureOptions):
     """What `train` and `local` have in common."""
 
     run_dir: Path = Path("runs/latest")
@@ -124,8 +134,6 @@ class TrainingOptions:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the rows between layers and of matrix products; bf16 takes about half the time where the
     processor has it. Parameters, gradients and the optimiser's state stay fp32."""
-    feat_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Type in which feature rows are kept, and sent over the network. Sums stay in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU where there is one."""
     seed: int = 0
@@ -164,8 +172,8 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
-class JobOptions:
-    """Which parts an MPI job works on, and where."""
+class JobOptions(FeatureOptions):
+    """Which parts an MPI job works on, where, and what each host keeps of them."""
 
     parts: Path | None = None
     """Directory that `distsage partition` wrote (this or --conf-file is required)."""
@@ -182,6 +190,11 @@ class JobOptions:
     """Act as so many hosts on this one machine."""
     startup_timeout: float = 120.0
     """Seconds that all ranks together may take to come up."""
+    cache_ratio: float | None = None
+    """Fraction of the nodes of other parts whose feature rows each host keeps a copy of, those most
+    likely to be sampled (default: 0.2). The host's trainers share it; 0 keeps none."""
+    cache_bytes: int | None = None
+    """The same as a number of bytes per host."""
 
     def __post_init__(self) -> None:
         _require(
@@ -196,6 +209,30 @@ class JobOptions:
             self.emulated_hosts is None or self.emulated_hosts >= 1,
             f"--emulated-hosts is {self.emulated_hosts}; it must be at least 1",
         )
+        _require(
+            self.cache_ratio is None or self.cache_bytes is None,
+            "give --cache-ratio or --cache-bytes, not both: each is the size of the cache",
+        )
+        _require(
+            self.cache_ratio is None or 0 <= self.cache_ratio <= 1,
+            f"--cache-ratio is {self.cache_ratio}; it must be between 0 and 1",
+        )
+        _require(
+            self.cache_bytes is None or self.cache_bytes >= 0,
+            f"--cache-bytes is {self.cache_bytes}; it must be 0 or more",
+        )
+
+    def cache_rows(self, num_remote: int, row_bytes: int) -> int:
+        """How many feature rows a host may cache.
+
+        Args:
+            num_remote: nodes that other parts own; the ratio counts these.
+            row_bytes: of one feature row.
+        """
+        if self.cache_bytes is not None:
+            return min(num_remote, self.cache_bytes // row_bytes)
+        ratio = DEFAULT_CACHE_RATIO if self.cache_ratio is None else self.cache_ratio
+        return int(num_remote * ratio)
 
     @property
     def parts_dir(self) -> Path:
@@ -209,7 +246,8 @@ class JobOptions:
 class PreflightConfig(JobOptions):
     """Check hosts, network and parts as a training job would, and train nothing.
 
-    Start it as you would start training: with mpirun, 2 ranks per pair.
+    Start it as you would start training: with mpirun, 2 ranks per pair, and with training's
+    --feat-dtype, --cache-ratio or --cache-bytes, which decide how much memory the features take.
     """
 
 
@@ -228,28 +266,12 @@ class TrainConfig(TrainingOptions, JobOptions):
     topology: Literal["auto", "replicated", "partitioned"] = "auto"
     """replicated: every host samples from the whole topology, memory-mapped. partitioned: from its
     part's, and asks the servers for the rest: slower, the same batches, and less memory. auto:
-    replicated if the topology takes less than half of the memory that every host has available."""
-    cache_ratio: float | None = None
-    """Fraction of the nodes of other parts whose feature rows each host keeps a copy of, those most
-    likely to be sampled (default: 0.2). The host's trainers share it; 0 keeps none."""
-    cache_bytes: int | None = None
-    """The same as a number of bytes per host."""
+    replicated if the topology takes less than half of the memory that the job can still take on
+    every host."""
 
     def __post_init__(self) -> None:
         TrainingOptions.__post_init__(self)
         JobOptions.__post_init__(self)
-        _require(
-            self.cache_ratio is None or self.cache_bytes is None,
-            "give --cache-ratio or --cache-bytes, not both: each is the size of the cache",
-        )
-        _require(
-            self.cache_ratio is None or 0 <= self.cache_ratio <= 1,
-            f"--cache-ratio is {self.cache_ratio}; it must be between 0 and 1",
-        )
-        _require(
-            self.cache_bytes is None or self.cache_bytes >= 0,
-            f"--cache-bytes is {self.cache_bytes}; it must be 0 or more",
-        )
         _require(
             self.stall_timeout > 0,
             f"--stall-timeout is {self.stall_timeout}; it must be above 0",

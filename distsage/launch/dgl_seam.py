@@ -60,10 +60,10 @@ from dgl.distributed import (
 
 from distsage.data.precision import cast_features
 from distsage.launch.roles import Assignment
+from distsage.limits import SHARED_MEMORY
 
 log = logging.getLogger(__name__)
 
-SHARED_MEMORY = Path("/dev/shm")
 _SIGNATURE_BYTES = 32
 _FEATURES = "_N/features"
 

@@ -24,6 +24,7 @@ from distsage.launch.roles import Assignment, assign, emulated_layout
 from distsage.launch.stage import sweep_staged
 from distsage.launch.watch import State, Watched
 from distsage.launch.world import World
+from distsage.limits import usable_cores
 from distsage.partition.parts import Parts
 
 Config = TypeVar("Config", bound=JobOptions)
@@ -203,13 +204,18 @@ def agree_on_place(
     hosted = [
         host for host, first in enumerate(firsts) if facts[first].host == facts[world.rank].host
     ]
-    if firsts[hosted[0]] == world.rank:
+    acts_for_machine = firsts[hosted[0]] == world.rank
+    if acts_for_machine:
         preflight.sweep_leftovers()
         if isinstance(config, TrainConfig) and config.stage is not None:
             sweep_staged(config.stage)
     world.agree(
-        "shared memory",
-        lambda: preflight.check_shared_memory(parts, hosted) if is_first else None,
+        "memory",
+        lambda: (
+            preflight.check_memory(parts, hosted, config, 2 * assignment.pairs_per_host)
+            if acts_for_machine
+            else None
+        ),
     )
     return Place(
         config=config,
@@ -256,7 +262,7 @@ def _set_threads(assignment: Assignment, facts: list[_RankFacts]) -> None:
     else:
         machines = len({fact.host for fact in facts})
         trainers_here = assignment.num_trainers // machines
-        threads = max(1, len(os.sched_getaffinity(0)) // trainers_here)
+        threads = max(1, usable_cores() // trainers_here)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import mmap
 import os
 import platform
 import socket
@@ -16,16 +17,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from distsage import __version__
+from distsage.config import JobOptions
 from distsage.errors import UserError
 from distsage.files import write_json
 from distsage.launch.ports import FIRST_PORT, LAST_PORT, find_free_ports
+from distsage.limits import SHARED_MEMORY, free_memory, free_shared_memory, human_bytes
 from distsage.partition.parts import Parts
 
-SHARED_MEMORY = Path("/dev/shm")
 # Clocks that differ by more make logs and time limits misleading; munge gives up at 300 s.
 MAX_CLOCK_SKEW_SECONDS = 30.0
 # How long a host may take to answer a connection attempt of another.
 REACH_SECONDS = 5.0
+_FEATURE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# DGL's servers make 15 segments, each of whole pages, the largest small one of one page.
+_ROUNDING_BYTES = 16 * mmap.PAGESIZE
+# What a rank takes beyond its data, from the preflight on: DGL, torch and compiled code. Measured:
+# 756 MiB for two servers and two trainers (Linux, x86-64).
+_RANK_BYTES = 190 << 20
 
 
 def versions() -> dict[str, str]:
@@ -105,26 +113,63 @@ def check_reach(own_host: str, targets: Mapping[str, tuple[str, Sequence[int]]])
                 ) from error
 
 
-def shared_memory_need(parts: Parts, part: int) -> int:
-    """Bytes of shared memory that the servers of a part take: its graph and its node data."""
-    files = parts.manifest.files
-    return sum(files[f"part{part}/{name}"].bytes for name in ("graph.dgl", "node_feat.dgl"))
+def shared_memory_need(parts: Parts, part: int, config: JobOptions) -> int:
+    """Bytes of shared memory that a host takes: its part's graph and node data, and its cache."""
+    manifest, summary = parts.manifest, parts.manifest.parts[part]
+    row_bytes = manifest.num_features * _FEATURE_BYTES[config.feat_dtype]
+    # Of the files only the owner of each local node, an int64, stays in the server's own memory.
+    graph = _graph_bytes(parts, part) - 8 * (summary.num_nodes + summary.halo_nodes)
+    others = manifest.files[f"part{part}/node_feat.dgl"].bytes - _stored_features(parts, part)
+    cached = min(
+        config.cache_rows(manifest.num_nodes - summary.num_nodes, row_bytes),
+        len(parts.cache_ranking(part)),
+    )
+    return graph + others + (summary.num_nodes + cached) * row_bytes + _ROUNDING_BYTES
 
 
-def check_shared_memory(parts: Parts, hosted: Sequence[int]) -> None:
-    """Compare /dev/shm with what the parts `hosted` on this machine need.
+def memory_need(parts: Parts, part: int, config: JobOptions, ranks: int) -> int:
+    """Bytes that a host's ranks take from now on until they train, shared memory included."""
+    stored = _stored_features(parts, part)
+    cast = 0 if config.feat_dtype == "float32" else stored // 2
+    # A server reads its graph, copies it to shared memory and forgets it; then the features.
+    loading = max(_graph_bytes(parts, part), stored + cast)
+    return shared_memory_need(parts, part, config) + loading + ranks * _RANK_BYTES
+
+
+def _graph_bytes(parts: Parts, part: int) -> int:
+    return parts.manifest.files[f"part{part}/graph.dgl"].bytes
+
+
+def _stored_features(parts: Parts, part: int) -> int:
+    """Bytes of a part's features as its file has them, in float32."""
+    return 4 * parts.manifest.num_features * parts.manifest.parts[part].num_nodes
+
+
+def check_memory(parts: Parts, hosted: Sequence[int], config: JobOptions, ranks: int) -> None:
+    """Compare what there is on this machine with what the parts `hosted` on it need.
+
+    Args:
+        ranks: of the job, for each of these parts.
 
     Raises:
-        UserError: there is too little room.
+        UserError: there is too little shared memory, or too little memory.
     """
-    need = sum(shared_memory_need(parts, part) for part in hosted)
-    status = os.statvfs(SHARED_MEMORY)
-    free = status.f_bavail * status.f_frsize
+    which = f"part {', '.join(map(str, hosted))}"
+    need = sum(shared_memory_need(parts, part, config) for part in hosted)
+    free = free_shared_memory()
     if need > free:
         raise UserError(
-            f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free but part "
-            f"{', '.join(map(str, hosted))} needs {need / 2**20:.0f} MiB; free some, have it made "
-            "larger, or use more parts"
+            f"{SHARED_MEMORY} has {human_bytes(free)} free but {which} needs {human_bytes(need)}; "
+            "free some, have it made larger, use more parts, a shorter --feat-dtype or a smaller "
+            "cache"
+        )
+    need = sum(memory_need(parts, part, config, ranks) for part in hosted)
+    free = free_memory()
+    if need > free:
+        raise UserError(
+            f"{human_bytes(free)} of memory are left for this job but {which} needs "
+            f"{human_bytes(need)}; ask for more (sbatch --mem), use more parts, a shorter "
+            "--feat-dtype or a smaller cache"
         )
 
 

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 from distsage.errors import UserError
+from distsage.limits import human_bytes
 from distsage.partition.parts import MANIFEST, Parts
 
 _LOCK = ".lock"
@@ -41,8 +42,8 @@ def stage_part(parts: Parts, part: int, target: Path) -> Parts:
     if need > free:
         target.rmdir()
         raise UserError(
-            f"--stage {target.parent} has {free / 2**20:.0f} MiB free but part {part} and the "
-            f"topology need {need / 2**20:.0f} MiB; name another directory, or leave --stage out"
+            f"--stage {target.parent} has {human_bytes(free)} free but part {part} and the "
+            f"topology need {human_bytes(need)}; name another directory, or leave --stage out"
         )
     try:
         # Held until this process ends: tells sweepers that the job is alive.

@@ -1,22 +1,20 @@
-"""What partitioning a graph will need, and what the machine has. Runs on the login host."""
+"""What partitioning a graph will need, and what there is. Runs on the login host."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
+from distsage.limits import free_disk, free_memory, human_bytes
 from distsage.partition.metis import PartMethod
-from distsage.partition.quality import human_bytes
 
 # Measured with DGL 1.1.3 on graphs of 6, 17 and 125 million edges (Linux, x86-64): the METIS
 # process peaked at 0.96, 1.13 and 5.79 GiB; these figures say 0.98, 1.20 and 5.88.
 _DGL_BYTES = 450 << 20  # a process that has imported DGL and torch
 _METIS_BYTES_PER_EDGE = 43  # per undirected edge and direction
 _METIS_BYTES_PER_NODE = 200
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def estimate(
 
 
 def check(needs: Needs, output: Path, *, force: bool) -> str:
-    """Compare the needs with what the machine has free.
+    """Compare the needs with what this job can still take.
 
     Args:
         needs: what `estimate` expects.
@@ -99,52 +97,6 @@ def check(needs: Needs, output: Path, *, force: bool) -> str:
             "directory, or go on with --force"
         )
     return sentence
-
-
-def free_memory() -> int:
-    """Bytes that this process can still take: of the machine, and of its control groups."""
-    return min([psutil.virtual_memory().available, *_cgroup_free()])
-
-
-def free_disk(path: Path) -> int:
-    """Bytes free where `path` will be created."""
-    existing = path.resolve()
-    while not existing.exists():
-        existing = existing.parent
-    return psutil.disk_usage(str(existing)).free
-
-
-def _own_cgroups() -> list[str]:
-    return Path("/proc/self/cgroup").read_text().splitlines()
-
-
-def _cgroup_free() -> list[int]:
-    """Bytes left in each memory control group around this process (Slurm sets one per job)."""
-    free = []
-    for line in _own_cgroups():
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":
-            root, limit_name, used_name = _CGROUPS, "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            root = _CGROUPS / "memory"
-            limit_name, used_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        folder = root / group.lstrip("/")
-        while folder.is_relative_to(root):
-            try:
-                limit = (folder / limit_name).read_text().strip()
-                used = int((folder / used_name).read_text())
-                statistics = (folder / "memory.stat").read_text().split()
-            except FileNotFoundError:  # the root group, or one that a container hides
-                folder = folder.parent
-                continue
-            if limit != "max":
-                # Cached file pages are given back under pressure.
-                cache = int(statistics[statistics.index("inactive_file") + 1])
-                free.append(max(int(limit) - used + cache, 0))
-            folder = folder.parent
-    return free
 
 
 def _symmetric_share(topology: Topology, sample: int = 2000) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from distsage.limits import human_bytes
 from distsage.partition.parts import Manifest, Part
 
 
@@ -83,16 +84,6 @@ class QualityReport:
                 f"largest part / mean part: {balance}",
             ]
         )
-
-
-def human_bytes(count: int) -> str:
-    """A size for people, such as `1.2 GiB`."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def _max_over_mean(counts: Sequence[int]) -> float:

@@ -14,26 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distsage.config import TrainConfig
 from distsage.errors import UserError
+from distsage.limits import human_bytes
 
-DEFAULT_RATIO = 0.2
 # Rows asked of the servers at once: bounds the memory that a pull takes beside the cache.
 _PULL_ROWS = 65536
-
-
-def cache_rows(config: TrainConfig, num_remote: int, row_bytes: int) -> int:
-    """How many rows a host may cache.
-
-    Args:
-        config: has `cache_bytes`, or `cache_ratio`.
-        num_remote: nodes that other parts own; the ratio counts these.
-        row_bytes: of one feature row.
-    """
-    if config.cache_bytes is not None:
-        return min(num_remote, config.cache_bytes // row_bytes)
-    ratio = DEFAULT_RATIO if config.cache_ratio is None else config.cache_ratio
-    return int(num_remote * ratio)
 
 
 def fill_cache(
@@ -96,7 +81,7 @@ def _allocate(segment: Path, num_bytes: int) -> None:
     except OSError as error:
         segment.unlink()
         raise UserError(
-            f"{segment.parent} has no room for a cache of {num_bytes / 2**20:.0f} MiB on this host "
+            f"{segment.parent} has no room for a cache of {human_bytes(num_bytes)} on this host "
             f"({error.strerror}); lower --cache-ratio, or give --cache-bytes"
         ) from error
     finally:

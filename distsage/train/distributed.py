@@ -173,14 +173,14 @@ def _new_sampler(
     number_inputs: bool,
 ) -> "Callable[[], Sampler]":
     """What makes a sampler, on the whole topology or on this part's. Collective over trainers."""
-    import psutil
     import torch
 
+    from distsage.limits import free_memory
     from distsage.train.partitioned import PartitionedNeighbours, choose_topology
     from distsage.train.sampler import Neighbours, Sampler
 
     config, host, method = job.config, job.assignment.host, job.config.sampling_method
-    available = trainers.concatenate(torch.tensor([psutil.virtual_memory().available]))
+    available = trainers.concatenate(torch.tensor([free_memory()]))
     choice, why = choose_topology(config.topology, topology, int(available.min()))
     if trainers.rank == 0:
         print(why, flush=True)
@@ -202,8 +202,8 @@ def feature_rows(
     job: "Job", store: "GraphStore", trainers: "Trainers", watched: Watched
 ) -> "FeatureRows":
     """This host's rows, and the cache of others', filled. Collective over the trainers."""
-    from distsage.launch.dgl_seam import SHARED_MEMORY
-    from distsage.train.cache import cache_rows, fill_cache
+    from distsage.limits import SHARED_MEMORY
+    from distsage.train.cache import fill_cache
     from distsage.train.remote_batches import FeatureRows
 
     def barrier() -> None:
@@ -214,7 +214,7 @@ def feature_rows(
     own = store.own_rows("features")
     pull = partial(store.pull, "features")
     row_bytes = own.shape[1] * own.element_size()
-    num_cached = cache_rows(job.config, manifest.num_nodes - len(own), row_bytes)
+    num_cached = job.config.cache_rows(manifest.num_nodes - len(own), row_bytes)
     cached_gid = job.parts.cache_ranking(assignment.host)[:num_cached].astype(np.int64)
     cached = fill_cache(
         cached_gid,

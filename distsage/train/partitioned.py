@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distsage.data.graph import Topology
 from distsage.kernels.picking import place_picks
+from distsage.limits import human_bytes
 from distsage.train.sampler import Method, Neighbours
 
 Ask = Callable[..., Mapping[int, Sequence[Tensor]]]
@@ -33,20 +34,19 @@ def choose_topology(
         wanted: auto decides by memory: a host that pages the topology in and out is slower than
             one that asks.
         topology: of the whole graph.
-        least_memory: bytes available on the host that has the least.
+        least_memory: bytes that the job can still take on the host that has the least.
     """
     size = topology.indptr.nbytes + topology.indices.nbytes
-    facts = f"the topology has {_mib(size)}, the host with the least memory {_mib(least_memory)}"
+    facts = (
+        f"the topology has {human_bytes(size)}, the host with the least memory "
+        f"{human_bytes(least_memory)}"
+    )
     if wanted != "auto":
         return wanted, f"topology {wanted}, as asked for ({facts} available)"
     choice: Literal["replicated", "partitioned"] = (
         "replicated" if size <= _SHARE_OF_MEMORY * least_memory else "partitioned"
     )
     return choice, f"topology {choice} ({facts} available)"
-
-
-def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.0f} MiB"
 
 
 class PartitionedNeighbours:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,18 @@ def train_arguments(parts: Path, run_dir: Path, *options: object, hosts: int) ->
 
 
 class Job:
-    """An MPI job that runs. `wait` has to follow."""
+    """An MPI job that runs. `wait` has to follow.
 
-    def __init__(self, n: int, *arguments: object) -> None:
+    Args:
+        within: a command that mpirun is started by, such as one that sets a limit.
+    """
+
+    def __init__(self, n: int, *arguments: object, within: Sequence[str] = ()) -> None:
         self.marker = uuid.uuid4().hex
         self.segments = segments()
         command, environment = launcher(n)
         self.process = subprocess.Popen(
-            [*command, sys.executable, "-m", "mpi4py", *map(str, arguments)],
+            [*within, *command, sys.executable, "-m", "mpi4py", *map(str, arguments)],
             env=environment | OURS | {MARKER: self.marker},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

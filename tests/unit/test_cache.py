@@ -8,7 +8,7 @@ import torch
 
 from distsage.config import TrainConfig
 from distsage.errors import UserError
-from distsage.train.cache import cache_rows, fill_cache
+from distsage.train.cache import fill_cache
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from distsage.train.cache import cache_rows, fill_cache
     ],
 )
 def test_budget(options, rows):
-    assert cache_rows(TrainConfig(parts="unused", **options), 1000, 400) == rows
+    assert TrainConfig(parts="unused", **options).cache_rows(1000, 400) == rows
 
 
 @pytest.mark.parametrize(

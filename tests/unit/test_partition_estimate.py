@@ -1,7 +1,6 @@
 """What partitioning says it needs, and when it refuses."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,44 +73,3 @@ def test_partition_refuses_and_force_goes_on(
     assert list(tmp_path.iterdir()) == []
     partition(ring(24), 2, tmp_path / "parts", method="random", force=True)
     assert (tmp_path / "parts" / "manifest.json").exists()
-
-
-def test_memory_limit_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tightest of the groups around the process counts; cached file pages are free."""
-    groups = {
-        "job": ("2000", "500", "anon 1\ninactive_file 100\n"),
-        "job/step": ("max", "400", "anon 1\ninactive_file 50\n"),
-    }
-    for name, (limit, used, statistics) in groups.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "memory.max").write_text(limit + "\n")
-        (tmp_path / name / "memory.current").write_text(used + "\n")
-        (tmp_path / name / "memory.stat").write_text(statistics)
-    monkeypatch.setattr(estimate, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(estimate, "_own_cgroups", lambda: ["0::/job/step"])
-    assert estimate._cgroup_free() == [1600]
-    virtual = SimpleNamespace(available=10_000)
-    monkeypatch.setattr(estimate.psutil, "virtual_memory", lambda: virtual)
-    assert estimate.free_memory() == 1600
-    virtual.available = 700
-    assert estimate.free_memory() == 700
-
-
-def test_memory_limit_of_the_job_in_version_1(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    group = tmp_path / "memory" / "slurm" / "job_1"
-    group.mkdir(parents=True)
-    (group / "memory.limit_in_bytes").write_text("3000\n")
-    (group / "memory.usage_in_bytes").write_text("1000\n")
-    (group / "memory.stat").write_text("cache 5\ninactive_file 0\n")
-    monkeypatch.setattr(estimate, "_CGROUPS", tmp_path)
-    lines = ["4:cpu,cpuacct:/slurm/job_1", "7:memory:/slurm/job_1"]
-    monkeypatch.setattr(estimate, "_own_cgroups", lambda: lines)
-    assert estimate._cgroup_free() == [2000]
-
-
-def test_free_disk_of_a_directory_to_be(tmp_path: Path) -> None:
-    assert estimate.free_disk(tmp_path / "a" / "b") == pytest.approx(
-        estimate.free_disk(tmp_path), rel=0.1
-    )

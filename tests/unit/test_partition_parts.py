@@ -12,7 +12,7 @@ from partition_graphs import random_directed
 
 from distsage.errors import UserError
 from distsage.partition.parts import MANIFEST, Parts
-from distsage.partition.quality import QualityReport, human_bytes
+from distsage.partition.quality import QualityReport
 from distsage.partition.run import partition
 
 
@@ -208,11 +208,3 @@ def test_quality_report(written: Path) -> None:
     assert lines[1].split()[:4] == ["0", "30", str(first.halo_nodes), str(first.num_edges)]
     assert len({len(line) for line in lines[:3]}) == 1
     assert f"edge cut: {report.edge_cut} directed edges" in lines[3]
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (5 << 40, "5.0 TiB")],
-)
-def test_human_bytes(count: int, text: str) -> None:
-    assert human_bytes(count) == text

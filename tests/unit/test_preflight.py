@@ -6,9 +6,11 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from partition_graphs import ring
 
+from distsage.config import PreflightConfig
 from distsage.errors import UserError
 from distsage.launch import preflight
 from distsage.launch.stage import stage_part, staged_path, sweep_staged
@@ -45,15 +47,50 @@ def test_reach():
         preflight.check_reach("a", {"b": ("127.0.0.1", ports)})
 
 
-def test_shared_memory(parts, monkeypatch):
-    preflight.check_shared_memory(parts, [0, 1])
+def options(**chosen):
+    return PreflightConfig(parts="unused", **chosen)
 
-    class Full:
-        f_bavail, f_frsize = 1, 512
 
-    monkeypatch.setattr(os, "statvfs", lambda _: Full)
-    with pytest.raises(UserError, match="/dev/shm has 0 MiB free but part 1 needs"):
-        preflight.check_shared_memory(parts, [1])
+@pytest.mark.parametrize("checked", ["shared memory", "memory"])
+def test_memory_at_the_boundary(parts, monkeypatch, checked):
+    config, ranks = options(), 4
+    need = {
+        "shared memory": sum(preflight.shared_memory_need(parts, p, config) for p in (0, 1)),
+        "memory": sum(preflight.memory_need(parts, p, config, ranks) for p in (0, 1)),
+    }
+    free = dict.fromkeys(need, 1 << 40) | {checked: need[checked]}
+    monkeypatch.setattr(preflight, "free_shared_memory", lambda: free["shared memory"])
+    monkeypatch.setattr(preflight, "free_memory", lambda: free["memory"])
+    preflight.check_memory(parts, [0, 1], config, ranks)
+    free[checked] -= 1
+    sentence = "/dev/shm has .* free but part 0, 1 needs"
+    if checked == "memory":
+        sentence = "of memory are left for this job but part 0, 1 needs .* ask for more"
+    with pytest.raises(UserError, match=sentence):
+        preflight.check_memory(parts, [0, 1], config, ranks)
+    preflight.check_memory(parts, [0], config, ranks)
+
+
+def test_shared_memory_counts_the_features_type_and_the_cache(tmp_path):
+    width, nodes = 10, 24
+    features = np.ones((nodes, width), np.float32)
+    partition(ring(nodes, features=features), 2, tmp_path / "wide", method="random")
+    parts = Parts.open(tmp_path / "wide")
+    own, remote = parts.manifest.parts[0].num_nodes, parts.manifest.parts[1].num_nodes
+
+    def need(**chosen):
+        return preflight.shared_memory_need(parts, 0, options(**chosen))
+
+    bare = need(cache_ratio=0)
+    assert bare - need(cache_ratio=0, feat_dtype="bfloat16") == own * width * 2
+    ranked = len(parts.cache_ranking(0))
+    assert 0 < ranked <= remote
+    assert need(cache_ratio=1) - bare == ranked * width * 4  # no more rows than were ranked
+    assert (
+        need(cache_bytes=3 * width * 2, feat_dtype="float16")
+        - need(cache_ratio=0, feat_dtype="float16")
+        == 3 * width * 2
+    )
 
 
 def test_leftovers_are_swept_and_live_segments_are_not():

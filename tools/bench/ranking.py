@@ -14,7 +14,6 @@ from distsage.data.graph import Topology
 from distsage.files import atomic_file
 from distsage.kernels.rng import Purpose, stream_key
 from distsage.partition.parts import Parts
-from distsage.train.cache import cache_rows
 from distsage.train.sampler import Sampler
 from distsage.train.seeds import SeedPlan
 
@@ -116,7 +115,7 @@ def compare(
         for name, ranking in rankings(topology, low, high, vip, counted).items():
             for ratio, row in fetched.items():
                 config = TrainConfig(parts=parts.path, cache_ratio=ratio)
-                rows = cache_rows(config, topology.num_nodes - summary.num_nodes, 1)
+                rows = config.cache_rows(topology.num_nodes - summary.num_nodes, 1)
                 row[name] = row.get(name, 0) + misses(scored, low, high, ranking[:rows])
     return uncached, fetched
 
