@@ -4,7 +4,7 @@ Runs on the login host and on every rank; imports nothing heavy. A field `num_pa
 `--num-parts` (`--num_parts` is accepted too) and the YAML key `num_parts`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -295,7 +295,7 @@ class LocalConfig(TrainingOptions):
     feature_norm: Literal["auto", "none", "row"] = "auto"
     """As for `distsage partition` (with --dataset)."""
     dataset_root: Path | None = None
-    """Where downloaded datasets are kept."""
+    """Where downloaded datasets are kept (with --dataset)."""
     ignore_edges: bool = False
     """Train without the graph: what the features alone give, for comparison."""
 
@@ -304,6 +304,17 @@ class LocalConfig(TrainingOptions):
         _require(
             (self.parts is None) != (self.dataset is None),
             "give either --dataset NAME_OR_PATH or --parts DIR: the graph to train on",
+        )
+        reading = ("undirected", "split", "split_index", "feature_norm", "dataset_root")
+        given = [
+            f"--{field.name.replace('_', '-')}"
+            for field in fields(self)
+            if field.name in reading and getattr(self, field.name) != field.default
+        ]
+        _require(
+            self.parts is None or not given,
+            f"--parts takes no {', '.join(given)}: its graph was read when it was partitioned; "
+            "give it to `distsage partition`, or train on --dataset",
         )
 
 

@@ -46,6 +46,15 @@ def test_yaml_stands_for_options_and_the_command_line_wins(tmp_path):
         (["local", "--dataset", "x", "--fan-out", "10,x"], "--fan-out '10,x'"),
         (["local", "--dataset", "x", "--dropout", "1"], "--dropout is 1"),
         (["local", "--dataset", "x", "--num-epochs", "0"], "--num-epochs is 0"),
+        (["local", "--parts", "x", "--undirected"], "--parts takes no --undirected: its graph"),
+        (
+            ["local", "--parts", "x", "--split", "0.6/0.2/0.2", "--split-index", "1"],
+            "--parts takes no --split, --split-index",
+        ),
+        (
+            ["local", "--parts", "x", "--feature-norm", "row", "--dataset-root", "y"],
+            "--parts takes no --feature-norm, --dataset-root",
+        ),
         (["partition", "--dataset", "x", "--num-parts", "0"], "--num-parts is 0"),
         (["partition", "--dataset", "x"], "--num-parts is 0"),
     ],
