@@ -77,7 +77,8 @@ class PartitionConfig(DatasetOptions):
     balance_edges: bool = False
     """Also give each part its share of the edges."""
     num_trainers_per_host: int = 1
-    """Trainers that will share a host: METIS then also groups each part's nodes by trainer."""
+    """Trainers that will share a host: METIS also groups each part's nodes by trainer, which makes
+    their batches smaller, at a somewhat larger edge cut."""
     force: bool = False
     """Go on although the machine seems to have too little memory or disk."""
 

@@ -73,7 +73,7 @@ class Manifest:
         graph_name: also names DGL's JSON, `<graph_name>.json`.
         num_nodes, num_edges, num_features, num_classes: of the whole graph; edges are directed.
         task: what the labels ask for.
-        num_trainers_per_host: if above 1, the node data have `trainer_id`: part * trainers + k.
+        num_trainers_per_host: so many groups of neighbours make up each part, in gid order.
         parts: one entry per part.
         configuration: the options that the directory was made with.
         versions: of the packages that wrote it.
@@ -219,7 +219,7 @@ class Parts:
 
         Returns:
             features float32 `[n, F]`; labels int64 `[n]` or float32 `[n, C]`; train_mask, val_mask
-            and test_mask uint8 `[n]`; with several trainers per host also trainer_id int64 `[n]`.
+            and test_mask uint8 `[n]`.
 
         Raises:
             UserError: the file is missing or does not have the manifest's size.

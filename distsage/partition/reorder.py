@@ -10,7 +10,10 @@ from distsage.data.graph import Topology
 
 @dataclass(frozen=True)
 class Order:
-    """The new numbering of the nodes: part-major, and by original position inside a part.
+    """The new numbering of the nodes: by part, by trainer, and by original position.
+
+    The trainers of a host take equal, contiguous shares of its part, so that each has nearly those
+    nodes that were put together for it.
 
     Attributes:
         offsets: int64 `[P + 1]`; part i owns the gids in [offsets[i], offsets[i + 1]).
@@ -23,11 +26,17 @@ class Order:
     gid: np.ndarray
 
     @classmethod
-    def of(cls, assignment: np.ndarray, num_parts: int, dtype: np.dtype) -> "Order":
-        """Number the nodes by the part that `assignment` (`[N]`) gives them."""
+    def of(
+        cls, trainer: np.ndarray, num_parts: int, dtype: np.dtype, trainers_per_host: int = 1
+    ) -> "Order":
+        """Number the nodes by the trainer that `trainer` (`[N]`) gives them.
+
+        Trainers k * trainers_per_host and following are those of part k.
+        """
         offsets = np.zeros(num_parts + 1, np.int64)
-        np.cumsum(np.bincount(assignment, minlength=num_parts), out=offsets[1:])
-        position = np.argsort(assignment, kind="stable")
+        sizes = np.bincount(trainer // trainers_per_host, minlength=num_parts)
+        np.cumsum(sizes, out=offsets[1:])
+        position = np.argsort(trainer, kind="stable")
         gid = np.empty(len(position), dtype)
         gid[position] = np.arange(len(position), dtype=dtype)
         return cls(offsets, position, gid)

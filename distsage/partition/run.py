@@ -64,8 +64,8 @@ def partition(
         balance_train: see `assign`.
         balance_edges: see `assign`.
         num_trainers_per_host: above 1, the graph is first split for all trainers of all hosts, and
-            the parts of a host's trainers are put together; `trainer_id` in the node data tells
-            which trainer a node is close to (as DGL's `num_trainers_per_machine`).
+            the parts of a host's trainers are put together, one after the other, so that batches
+            of a trainer that takes its share of the part have more nodes in common.
         seed: of `method="random"`.
         fan_out: the fan-outs that the cache ranking expects, input layer first.
         batch_size: the seed nodes per mini-batch that it expects.
@@ -104,10 +104,8 @@ def partition(
                 balance_edges=balance_edges,
                 seed=seed,
             )
-        order = Order.of(trainer // num_trainers_per_host, num_parts, graph.topology.indices.dtype)
-        parts = _write_parts(
-            graph, order, trainer if num_trainers_per_host > 1 else None, method, directory
-        )
+        order = Order.of(trainer, num_parts, graph.topology.indices.dtype, num_trainers_per_host)
+        parts = _write_parts(graph, order, method, directory)
         with _timed("ranking remote nodes"):
             _write_rankings(graph, order, fan_out, batch_size, directory)
         with _timed("checksums"):
@@ -142,7 +140,6 @@ def _check_arguments(
 def _write_parts(
     graph: Graph,
     order: Order,
-    trainer: np.ndarray | None,
     method: PartMethod,
     directory: Path,
 ) -> list[Part]:
@@ -171,7 +168,7 @@ def _write_parts(
                 edge_offsets[index + 1] = first_edge + topology.num_edges
                 indptr[low + 1 : high + 1] = first_edge + topology.indptr[1:]
                 topology.indices.tofile(stream)
-                node_data = _node_data(graph, order.positions_of(index), trainer)
+                node_data = _node_data(graph, order.positions_of(index))
                 halo_nodes = write_part(
                     directory / f"part{index}",
                     part=index,
@@ -211,23 +208,18 @@ def _write_parts(
     return parts
 
 
-def _node_data(
-    graph: Graph, positions: np.ndarray, trainer: np.ndarray | None
-) -> dict[str, np.ndarray]:
+def _node_data(graph: Graph, positions: np.ndarray) -> dict[str, np.ndarray]:
     """The rows of the nodes at `positions`, as DGL's servers will hold them."""
     features = graph.features[positions]
     if scipy.sparse.issparse(features):
         features = features.toarray()
-    data = {
+    return {
         "features": np.ascontiguousarray(features, np.float32),
         "labels": graph.labels[positions],
         "train_mask": graph.train_mask[positions].astype(np.uint8),
         "val_mask": graph.val_mask[positions].astype(np.uint8),
         "test_mask": graph.test_mask[positions].astype(np.uint8),
     }
-    if trainer is not None:
-        data["trainer_id"] = trainer[positions].astype(np.int64)
-    return data
 
 
 def _write_rankings(

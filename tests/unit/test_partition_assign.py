@@ -107,3 +107,9 @@ def test_numbering_is_part_major_and_keeps_the_order_inside() -> None:
     np.testing.assert_array_equal(order.gid, [2, 0, 3, 1, 4])
     np.testing.assert_array_equal(order.offsets, [0, 2, 4, 5])
     assert order.gid.dtype == np.int32
+
+
+def test_numbering_keeps_a_trainers_nodes_together() -> None:
+    order = Order.of(np.array([3, 0, 1, 0, 2, 1]), 2, np.dtype(np.int32), trainers_per_host=2)
+    np.testing.assert_array_equal(order.position, [1, 3, 2, 5, 4, 0])
+    np.testing.assert_array_equal(order.offsets, [0, 4, 6])
