@@ -18,6 +18,7 @@ from distsage.config import (
     PredictConfig,
     PreflightConfig,
     TrainConfig,
+    parse_fan_out,
 )
 from distsage.errors import UserError
 
@@ -121,6 +122,8 @@ def _partition(arguments: Sequence[str]) -> None:
         balance_edges=config.balance_edges,
         num_trainers_per_host=config.num_trainers_per_host,
         seed=config.seed,
+        fan_out=parse_fan_out(config.fan_out),
+        batch_size=config.batch_size,
         force=config.force,
         configuration={
             "dataset": config.dataset,

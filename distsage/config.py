@@ -79,8 +79,13 @@ class PartitionConfig(DatasetOptions):
     num_trainers_per_host: int = 1
     """Trainers that will share a host: METIS also groups each part's nodes by trainer, which makes
     their batches smaller, at a somewhat larger edge cut."""
+    fan_out: str = "10,25"
+    """Fan-outs that will be trained with, input layer first: with the batch size they decide which
+    rows of other parts are ranked as worth a place in the cache."""
+    batch_size: int = 1000
+    """Seed nodes per trainer and step that will be trained with."""
     force: bool = False
-    """Go on although the machine seems to have too little memory or disk."""
+    """Go on although there seems to be too little memory or disk."""
 
     def __post_init__(self) -> None:
         _require(
@@ -91,6 +96,8 @@ class PartitionConfig(DatasetOptions):
             self.num_trainers_per_host >= 1,
             f"--num-trainers-per-host is {self.num_trainers_per_host}; it must be at least 1",
         )
+        parse_fan_out(self.fan_out)
+        _require(self.batch_size >= 1, f"--batch-size is {self.batch_size}; it must be at least 1")
 
 
 @dataclass(frozen=True)

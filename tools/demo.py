@@ -72,16 +72,18 @@ def run(config: DemoConfig) -> None:
     mpirun, environment = launcher(4)
     dataset = f"synthetic:{config.nodes}"
     epochs = ["--num-epochs", str(_EPOCHS)]
+    batches = ["--batch-size", "500"]
     with _fresh_directory(config.output) as output:
         distsage = [_PYTHON, "-m", "distsage"]
         partition = [*distsage, "partition", "--dataset", dataset, "--num-parts", "2"]
+        partition += batches
         _step(
             f"1/3  splitting {dataset} into 2 parts",
             [*partition, "--output", str(output / "parts")],
             environment,
         )
         train = [*mpirun, _PYTHON, "-m", "mpi4py", "-m", "distsage", "train", *epochs]
-        train += ["--emulated-hosts", "2", "--batch-size", "500", "--parts", str(output / "parts")]
+        train += ["--emulated-hosts", "2", *batches, "--parts", str(output / "parts")]
         _step(
             "2/3  training on 2 emulated hosts: 4 ranks, 2 of them servers, 2 trainers",
             [*train, "--run-dir", str(output / "train")],

@@ -69,7 +69,7 @@ def partition(
         seed: of `method="random"`.
         fan_out: the fan-outs that the cache ranking expects, input layer first.
         batch_size: the seed nodes per mini-batch that it expects.
-        force: go on although the machine seems to have too little memory or disk.
+        force: go on although there seems to be too little memory or disk.
         configuration: further options to record in the manifest, such as the data set's.
 
     Raises:

@@ -14,11 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distsage.config import TrainConfig
 from distsage.errors import UserError
 from distsage.limits import human_bytes
+from distsage.partition.parts import Manifest
 
 # Rows asked of the servers at once: bounds the memory that a pull takes beside the cache.
 _PULL_ROWS = 65536
+
+
+def ranking_note(parts: Manifest, config: TrainConfig) -> str | None:
+    """What to say when the rows were ranked for other batches than the run has; None if not."""
+    names = ("fan_out", "batch_size")
+    ranked_for = [parts.configuration.get(name) for name in names]
+    if ranked_for == [list(config.fan_outs), config.batch_size]:
+        return None
+    options = (
+        f"--{name.replace('_', '-')} "
+        f"{','.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in zip(names, ranked_for, strict=True)
+    )
+    return (
+        f"the cache holds the rows that pay for {' '.join(options)}, for which the graph was "
+        "partitioned; partition it with this run's to miss fewer"
+    )
 
 
 def fill_cache(

@@ -203,7 +203,7 @@ def feature_rows(
 ) -> "FeatureRows":
     """This host's rows, and the cache of others', filled. Collective over the trainers."""
     from distsage.limits import SHARED_MEMORY
-    from distsage.train.cache import fill_cache
+    from distsage.train.cache import fill_cache, ranking_note
     from distsage.train.remote_batches import FeatureRows
 
     def barrier() -> None:
@@ -216,6 +216,9 @@ def feature_rows(
     row_bytes = own.shape[1] * own.element_size()
     num_cached = job.config.cache_rows(manifest.num_nodes - len(own), row_bytes)
     cached_gid = job.parts.cache_ranking(assignment.host)[:num_cached].astype(np.int64)
+    note = ranking_note(manifest, job.config)
+    if trainers.rank == 0 and len(cached_gid) > 0 and note is not None:
+        print(note, flush=True)
     cached = fill_cache(
         cached_gid,
         own,

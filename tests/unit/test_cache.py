@@ -5,10 +5,13 @@ import threading
 import numpy as np
 import pytest
 import torch
+from partition_graphs import ring
 
 from distsage.config import TrainConfig
 from distsage.errors import UserError
-from distsage.train.cache import fill_cache
+from distsage.partition.parts import Parts
+from distsage.partition.run import partition
+from distsage.train.cache import fill_cache, ranking_note
 
 
 @pytest.mark.parametrize(
@@ -106,3 +109,18 @@ class _Long:
 
     def __len__(self):
         return self._length
+
+
+def test_a_ranking_for_other_batches_is_told(tmp_path):
+    partition(ring(24), 2, tmp_path / "parts", method="random", fan_out=(5, -1), batch_size=7)
+    manifest = Parts.open(tmp_path / "parts").manifest
+
+    def note(fan_out, batch_size):
+        config = TrainConfig(parts="unused", fan_out=fan_out, batch_size=batch_size)
+        return ranking_note(manifest, config)
+
+    assert note("5,-1", 7) is None
+    for other in (("5", 7), ("10,25", 7), ("5,-1", 8)):
+        said = note(*other)
+        assert said is not None
+        assert "--fan-out 5,-1 --batch-size 7, for which the graph was partitioned" in said

@@ -57,6 +57,8 @@ def test_yaml_stands_for_options_and_the_command_line_wins(tmp_path):
         ),
         (["partition", "--dataset", "x", "--num-parts", "0"], "--num-parts is 0"),
         (["partition", "--dataset", "x"], "--num-parts is 0"),
+        (["partition", "--dataset", "x", "--num-parts", "2", "--fan-out", "x"], "--fan-out 'x'"),
+        (["partition", "--dataset", "x", "--num-parts", "2", "--batch-size", "0"], "size is 0"),
     ],
 )
 def test_mistakes_get_one_sentence_and_status_2(arguments, sentence):
