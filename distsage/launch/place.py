@@ -195,6 +195,10 @@ def agree_on_place(
     watched.mark("checking the parts", State.WAITING)
     parts = world.agree("parts", lambda: _open_parts(config, hosts))
     world.agree(
+        "number of nodes",
+        lambda: preflight.check_num_nodes(parts, assignment.host, config) if is_first else None,
+    )
+    world.agree(
         "checksums",
         lambda: preflight.verify_part(parts, assignment.host) if is_first else None,
         time_to_read(parts),

@@ -28,6 +28,7 @@ from distsage.partition.parts import Parts
 MAX_CLOCK_SKEW_SECONDS = 30.0
 # How long a host may take to answer a connection attempt of another.
 REACH_SECONDS = 5.0
+_MOST_ROWS = 2**31 - 1
 _FEATURE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # DGL's servers make 15 segments, each of whole pages, the largest small one of one page.
 _ROUNDING_BYTES = 16 * mmap.PAGESIZE
@@ -120,11 +121,8 @@ def shared_memory_need(parts: Parts, part: int, config: JobOptions) -> int:
     # Of the files only the owner of each local node, an int64, stays in the server's own memory.
     graph = _graph_bytes(parts, part) - 8 * (summary.num_nodes + summary.halo_nodes)
     others = manifest.files[f"part{part}/node_feat.dgl"].bytes - _stored_features(parts, part)
-    cached = min(
-        config.cache_rows(manifest.num_nodes - summary.num_nodes, row_bytes),
-        len(parts.cache_ranking(part)),
-    )
-    return graph + others + (summary.num_nodes + cached) * row_bytes + _ROUNDING_BYTES
+    kept = summary.num_nodes + _cached_rows(parts, part, config)
+    return graph + others + kept * row_bytes + _ROUNDING_BYTES
 
 
 def memory_need(parts: Parts, part: int, config: JobOptions, ranks: int) -> int:
@@ -136,6 +134,14 @@ def memory_need(parts: Parts, part: int, config: JobOptions, ranks: int) -> int:
     return shared_memory_need(parts, part, config) + loading + ranks * _RANK_BYTES
 
 
+def _cached_rows(parts: Parts, part: int, config: JobOptions) -> int:
+    """Feature rows of other parts that a host will keep."""
+    manifest = parts.manifest
+    num_remote = manifest.num_nodes - manifest.parts[part].num_nodes
+    row_bytes = manifest.num_features * _FEATURE_BYTES[config.feat_dtype]
+    return min(config.cache_rows(num_remote, row_bytes), len(parts.cache_ranking(part)))
+
+
 def _graph_bytes(parts: Parts, part: int) -> int:
     return parts.manifest.files[f"part{part}/graph.dgl"].bytes
 
@@ -143,6 +149,32 @@ def _graph_bytes(parts: Parts, part: int) -> int:
 def _stored_features(parts: Parts, part: int) -> int:
     """Bytes of a part's features as its file has them, in float32."""
     return 4 * parts.manifest.num_features * parts.manifest.parts[part].num_nodes
+
+
+def check_num_nodes(parts: Parts, part: int, config: JobOptions) -> None:
+    """See that a host's trainers can number the nodes.
+
+    They do so in int32: all nodes, after the rows that their host keeps.
+
+    Raises:
+        UserError: there are too many.
+    """
+    manifest = parts.manifest
+    own = manifest.parts[part].num_nodes
+    most = _MOST_ROWS - manifest.num_nodes - own
+    if most < 0:
+        raise UserError(
+            f"{manifest.graph_name} has {manifest.num_nodes:,} nodes and part {part} {own:,} of "
+            f"them, together more than the {_MOST_ROWS:,} that can be numbered; use more parts, or "
+            "train on fewer nodes"
+        )
+    cached = _cached_rows(parts, part, config)
+    if cached > most:
+        raise UserError(
+            f"a cache of {cached:,} rows is too large for part {part} of {manifest.graph_name}: "
+            f"with its {manifest.num_nodes:,} nodes at most {most:,} can be numbered; lower "
+            "--cache-ratio, or give --cache-bytes"
+        )
 
 
 def check_memory(parts: Parts, hosted: Sequence[int], config: JobOptions, ranks: int) -> None:

@@ -141,6 +141,22 @@ def change_json(name: str, key: str, value: object) -> Damage:
     return damage
 
 
+def pretend_nodes(num_nodes: int) -> Damage:
+    """Say that the last part has so many more nodes that the graph has `num_nodes`."""
+
+    def damage(parts: Path) -> None:
+        manifest = json.loads((parts / "manifest.json").read_text())
+        last = manifest["parts"][-1]
+        last["nodes"] = [last["nodes"][0], num_nodes]
+        node_map = {"_N": [part["nodes"] for part in manifest["parts"]]}
+        change_json("manifest.json", "parts", manifest["parts"])(parts)
+        change_json("manifest.json", "num_nodes", num_nodes)(parts)
+        change_json("planted.json", "node_map", node_map)(parts)
+        change_json("planted.json", "num_nodes", num_nodes)(parts)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -153,6 +169,7 @@ def change_json(name: str, key: str, value: object) -> Damage:
         (truncate("manifest.json"), ["manifest.json", "JSON"]),
         (change_json("planted.json", "num_nodes", 7), ["planted.json", "num_nodes"]),
         (change_json("manifest.json", "format_version", 99), ["version 99"]),
+        (pretend_nodes(2**31), ["2,147,483,648 nodes", "the 2,147,483,647 that", "more parts"]),
     ],
     ids=lambda value: None if callable(value) else "-".join(value),
 )

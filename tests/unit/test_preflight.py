@@ -4,6 +4,7 @@ import mmap
 import os
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,27 @@ def test_shared_memory_counts_the_features_type_and_the_cache(tmp_path):
         - need(cache_ratio=0, feat_dtype="float16")
         == 3 * width * 2
     )
+
+
+def test_nodes_that_cannot_be_numbered(parts):
+    """A manifest of a large graph, without the graph; its rankings have 12 nodes at most."""
+    ranked = len(parts.cache_ranking(1))
+    assert ranked > 0
+
+    def check(nodes, own, **chosen):
+        manifest = parts.manifest
+        summary = replace(manifest.parts[1], nodes=(nodes - own, nodes))
+        large = replace(manifest, num_nodes=nodes, parts=(manifest.parts[0], summary))
+        preflight.check_num_nodes(Parts(parts.path, large), 1, options(**chosen))
+
+    most = 2**31 - 1
+    check(most - 1000, 1000, cache_ratio=0)
+    check(most - 1000 - ranked, 1000, cache_ratio=1)
+    with pytest.raises(UserError, match=f"a cache of {ranked} rows .* at most {ranked - 1} can be"):
+        check(most - 1000 - ranked + 1, 1000, cache_ratio=1)
+    for nodes in (most - 999, 2**31, 2**33):
+        with pytest.raises(UserError, match=rf"has {nodes:,} nodes .* 2,147,483,647 .* more parts"):
+            check(nodes, 1000, cache_ratio=0)
 
 
 def test_leftovers_are_swept_and_live_segments_are_not():
