@@ -5,10 +5,18 @@ this module's event loop, imports none of them, so nothing that goes wrong in th
 
 - it sees how the rank ends: the signal, the exit status, or the exception that the rank reports;
 - it sees whether the rank gets on: the rank marks its progress in a page of shared memory, and a
-  rank that is stopped, or makes no mark for `stall_timeout`, is named, with every rank's stack in
-  the logs;
+  rank that is stopped, or stuck, is named, with every rank's stack in the logs;
 - it is one of a ring: each watcher sends the next one a beat a second. Silence for
   SILENCE_SECONDS means that the host is lost or the watcher stopped.
+
+Who is stuck. A rank that works is, when it makes no mark for `stall_timeout`. A rank that waits for
+others is not to blame while any rank of the ring gets on: every beat carries how many marks each
+rank is known to have made, and a number that grows is progress, whoever made it. Numbers only grow,
+so that news that goes round the ring is not taken for new. A rank that waits is named when nobody
+has got on for `stall_timeout`, and so much longer that the news of the last mark could have come
+round and a rank that is stuck at work has been named before: so ends a job whose ranks all wait for
+each other. Every wait of a rank that has joined the ring is therefore bounded here, and needs no
+bound of its own that would have to guess how long the others may work.
 
 The first watcher with something to report claims the job's failure note, prints its one line, and
 ends; the ring then falls like dominoes, each watcher taking its rank with it. Runs on every rank.
@@ -46,11 +54,13 @@ STOPPED_SECONDS = 5.0
 YIELD_SECONDS = 1.0
 # A launcher that ends a rank because another has died lets the watchers find out which.
 LAUNCHER_YIELD_SECONDS = 0.2
-# A rank that waits for others gives up so many seconds after `stall_timeout`: the watchers, who can
-# tell which rank is stuck, come first.
+# A rank that waits for others is named so many seconds after one that works would be; and before
+# the ring is there, its watcher lets the rank itself say first who did not answer.
 WAIT_SECONDS = 10.0
+# A rank that loads has got on when it has read, written or first touched so much more.
+LOADED_BYTES = 2**20
 _DUMP_SIGNAL = signal.SIGUSR2
-_MARK = struct.Struct("=dB64s")  # time of the last mark, a State, what the rank does
+_MARK = struct.Struct("=dQB64s")  # time of the last mark, how many, a State, what the rank does
 
 
 class State(enum.IntEnum):
@@ -60,6 +70,7 @@ class State(enum.IntEnum):
     WAITING = 1  # for other ranks: one of them is stuck rather than this one
     IDLE = 2  # has nothing to do until somebody asks
     STARTING = 3  # loads libraries, connects: has as long as start-up may take
+    LOADING = 4  # in long calls that make no marks: what the process reads and touches counts
 
 
 @dataclass(frozen=True)
@@ -102,13 +113,20 @@ class Watched:
     def __init__(self, page: mmap.mmap, channel: socket.socket, port: int) -> None:
         self._page = page
         self._channel = channel
+        self._marks = 0
         self.port = port
 
     def mark(self, doing: str, state: State = State.WORKING) -> None:
         """Note progress: what the rank does from now on."""
         # One copy of whole bytes: pack_into would clear the page first, and the watcher could read
         # that moment as a mark from long ago.
-        self._page[: _MARK.size] = _MARK.pack(time.monotonic(), state, doing.encode()[:64])
+        self._marks += 1
+        what = doing.encode()[:64]
+        self._page[: _MARK.size] = _MARK.pack(time.monotonic(), self._marks, state, what)
+
+    def allow_startup(self, seconds: float) -> None:
+        """Tell the watcher how long start-up may take, as soon as that is known."""
+        self._send({"startup_timeout": seconds})
 
     def join(self, ring: Ring) -> None:
         """Let the watcher join the ring. From here on stacks and C++ messages go to the log.
@@ -145,7 +163,8 @@ def run_watched(main: Callable[[Watched], None], startup_timeout: float) -> None
 
     Args:
         main: the rank. A UserError or another exception from it ends the whole job.
-        startup_timeout: seconds that the child may go without a mark before it joins the ring.
+        startup_timeout: seconds that the child may go without a mark before it joins the ring,
+            until it says otherwise with `allow_startup`.
     """
     assert "mpi4py.MPI" not in sys.modules, "MPI must come up in the child, not before the fork"
     page = mmap.mmap(-1, mmap.PAGESIZE)
@@ -153,12 +172,12 @@ def run_watched(main: Callable[[Watched], None], startup_timeout: float) -> None
     own_end, child_end = socket.socketpair()
     watched = Watched(page, child_end, listener.getsockname()[1])
     watched.mark("starting")
+    watcher = os.getpid()
     child = os.fork()
     if child != 0:
         child_end.close()
         _Watcher(child, page, own_end, listener, startup_timeout).run()
-    # The rank must not outlive its watcher.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    _end_with(watcher)
     own_end.close()
     listener.close()
     try:
@@ -168,6 +187,13 @@ def run_watched(main: Callable[[Watched], None], startup_timeout: float) -> None
     except Exception as error:  # noqa: BLE001 - reported, not swallowed: it ends the job
         cause = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
         watched.fail(cause, traceback.format_exc(), 1)
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, or end now if it has ended."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # nobody would send the signal any more
+        os._exit(1)
 
 
 class _Watcher:
@@ -190,6 +216,11 @@ class _Watcher:
         self.previous: socket.socket | None = None
         self.next: socket.socket | None = None
         self.heard = time.monotonic()
+        self.marks: list[int] = []  # how many each rank is known to have made
+        self.others_moved = self.heard  # when one of the others is last known to have got on
+        self.loaded = 0  # bytes, when the rank last got on with loading
+        self.loading_marks = 0
+        self.loading_moved = self.heard
         self.done = 0  # a bit for every rank that is known to have ended well
         self.stopped_since: float | None = None
         self.dumped = False
@@ -277,6 +308,8 @@ class _Watcher:
         for message in self._messages(channel):
             if "ring" in message:
                 self._join(Ring(**message["ring"]))
+            elif "startup_timeout" in message:
+                self.startup_timeout = message["startup_timeout"]
             else:
                 # The rank is alive until this watcher ends it, so nobody sees its end before
                 # its own report; but its exception may itself follow from another rank's end.
@@ -289,7 +322,8 @@ class _Watcher:
 
     def _join(self, ring: Ring) -> None:
         self.ring = ring
-        self.heard = time.monotonic()
+        self.heard = self.others_moved = time.monotonic()
+        self.marks = [0] * len(ring.labels)
         if ring.rank == 0 and _running_file():
             with contextlib.suppress(OSError):  # as little needed as the note
                 Path(_running_file()).touch()
@@ -331,9 +365,17 @@ class _Watcher:
                 self._dump_stacks()
             before = self.done
             self.done |= message.get("done", 0)
+            self._hear_marks(message.get("marks", self.marks))
             if self.done != before:
                 self._beat()
                 self._end_if_all_done()
+
+    def _hear_marks(self, marks: list[int]) -> None:
+        assert self.ring is not None
+        for rank, number in enumerate(marks):
+            if rank != self.ring.rank and number > self.marks[rank]:
+                self.marks[rank] = number
+                self.others_moved = self.heard
 
     def _messages(self, connection: socket.socket) -> list[dict[str, Any]]:
         """The whole messages that have come; on the end of the stream, none."""
@@ -376,7 +418,7 @@ class _Watcher:
         if self.next is None:
             self._connect()
         else:
-            self._send_next({"done": self.done})
+            self._send_next({"done": self.done, "marks": self.marks})
 
     def _send_next(self, message: dict[str, Any]) -> None:
         if self.next is not None:
@@ -395,24 +437,34 @@ class _Watcher:
         """Look at the rank and at the previous watcher, once a beat."""
         if self.verdict is not None:
             return
-        marked, state, doing = _MARK.unpack_from(self.page, 0)
-        what = doing.rstrip(b"\0").decode()
+        marked, marks, state, doing = _MARK.unpack_from(self.page, 0)
+        what = doing.rstrip(b"\0").decode(errors="ignore")
         if self.child:
             self._check_stopped(now, what)
+            if state == State.LOADING and self._loads():
+                self.loading_marks += 1
+                self.loading_moved = now
+        if state == State.LOADING:
+            marked = max(marked, self.loading_moved)
         if self.ring is None:
             if now - marked > self.startup_timeout + WAIT_SECONDS:
                 self._report(
                     f"did not come up within {self.startup_timeout:.0f} s ({what})", after=0
                 )
             return
-        bound = self.ring.stall_timeout
+        self.marks[self.ring.rank] = marks + self.loading_marks
+        bound = stall = self.ring.stall_timeout
         if state == State.STARTING:
-            # Who waits for others has told by then.
+            # What connects has a bound of its own, and says more.
             bound = max(bound, self.startup_timeout + WAIT_SECONDS)
+        elif state == State.WAITING:
+            marked = max(marked, self.others_moved)
+            bound += WAIT_SECONDS + len(self.ring.labels) * BEAT_SECONDS
         if self.child and state != State.IDLE and now - marked > bound:
-            # All ranks stall together; the one that waits for nobody is the one to name.
             self._dump_stacks()
             cause = f"no progress for {bound:.0f} s ({what})"
+            if state == State.WAITING:
+                cause = f"no progress on any rank for {stall:.0f} s ({what})"
             if self.stopped_since is not None:
                 cause = f"stopped by a signal while {what}"
             self._report(cause, after=4.0 if state == State.WAITING else YIELD_SECONDS)
@@ -429,6 +481,22 @@ class _Watcher:
         except OSError:
             return f"{HOST_LOST} (no sign of life for {SILENCE_SECONDS:.0f} s)"
         return "its watcher is stopped"
+
+    def _loads(self) -> bool:
+        """Whether the rank has read, written or first touched more since it last had.
+
+        The kernel counts it. The rank itself may be in a call that lets no other thread run.
+        """
+        loaded = 0
+        with contextlib.suppress(OSError):  # another kernel, or the rank has ended
+            faults = Path(f"/proc/{self.child}/stat").read_text().rpartition(")")[2].split()
+            loaded = (int(faults[7]) + int(faults[9])) * mmap.PAGESIZE
+            for line in Path(f"/proc/{self.child}/io").read_text().splitlines()[:2]:
+                loaded += int(line.split()[1])  # rchar, wchar: what it asked the system for
+        moved = loaded - self.loaded >= LOADED_BYTES
+        if moved:
+            self.loaded = loaded
+        return moved
 
     def _check_stopped(self, now: float, what: str) -> None:
         try:
@@ -450,7 +518,7 @@ class _Watcher:
         self.dumped = True
         if self.child:
             os.kill(self.child, _DUMP_SIGNAL)
-        self._send_next({"dump": True, "done": self.done})
+        self._send_next({"dump": True})
 
     def _report(
         self,

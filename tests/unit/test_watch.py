@@ -55,6 +55,22 @@ def test_a_ring_of_good_ranks_ends_well(tmp_path, size):
     assert not (tmp_path / "note").exists()
 
 
+@pytest.mark.parametrize("one", ["work", "load"])
+def test_ranks_that_wait_live_as_long_as_one_gets_on(tmp_path, one):
+    """Many times `stall_timeout`, with marks or in one long call that reads."""
+    statuses, output = run_ring(tmp_path, ["wait-for-work", one, "wait-for-work"])
+    assert output == ""
+    assert statuses == [0] * 3
+
+
+def test_a_ring_of_ranks_that_all_wait_ends(tmp_path):
+    statuses, output = run_ring(tmp_path, ["wait"] * 3)
+    assert "no progress on any rank for 3 s (waiting for the others)" in output
+    assert output.count("distsage: ") == 1
+    assert 0 not in statuses
+    assert no_rank_survives(tmp_path)
+
+
 CASES = {
     ("raise", "wait"): ("RuntimeError: out of luck", 1),
     ("mistake", "wait"): ("no such thing; name another", 2),
@@ -65,6 +81,10 @@ CASES = {
     ("stop", "wait"): ("stopped by a signal while training", 1),
     ("stuck", "wait"): ("no progress for 3 s (training)", 1),
     ("stuck", "idle"): ("no progress for 3 s (training)", 1),
+    # The others have waited for many times `stall_timeout` by then.
+    ("work-then-stick", "wait"): ("no progress for 3 s (training)", 1),
+    ("load-then-stick", "wait"): ("no progress for 3 s (loading)", 1),
+    ("wait", "idle"): ("no progress on any rank for 3 s (waiting for the others)", 1),
 }
 
 
@@ -140,13 +160,46 @@ def test_a_stopped_watcher_is_missed_by_the_next_one(tmp_path):
     assert output.count("distsage: ") == 1
 
 
-def test_a_rank_that_never_joins_is_named(tmp_path):
+def test_a_rank_whose_watcher_has_just_been_killed_ends(tmp_path):
+    """Also when that was before the kernel knew that the rank is to end with it."""
+    alive = tmp_path / "alive"
     code = (
-        "import time; from distsage.launch.watch import run_watched; "
-        "run_watched(lambda watched: (watched.mark('joining MPI'), time.sleep(60)), 1.0)"
+        "import os, pathlib, signal, time; from distsage.launch import watch\n"
+        "fork = os.fork\n"
+        "def fork_and_lose_the_parent():\n"
+        "    child = fork()\n"
+        "    if child: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    while os.getppid() == parent: time.sleep(0.01)\n"
+        "    return child\n"
+        "os.fork, parent = fork_and_lose_the_parent, os.getpid()\n"
+        f"watch.run_watched(lambda watched: pathlib.Path({str(alive)!r}).touch(), 60.0)"
     )
-    started = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=45
+    # Its standard output ends with the last of the two processes.
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=45)
+    assert ended.returncode == -9
+    assert not alive.exists()
+
+
+def come_up(main: str, startup_timeout: float) -> subprocess.CompletedProcess[str]:
+    """A rank of its own that runs the function body `main` and has so long to join a ring."""
+    code = (
+        "import time; from distsage.launch.watch import run_watched\n"
+        f"def main(watched):\n    {main}\n"
+        f"run_watched(main, {startup_timeout})"
     )
-    assert started.returncode == 1
-    assert "did not come up within 1 s (joining MPI)" in started.stderr
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_a_rank_says_how_long_start_up_may_take():
+    """The watcher is there before the configuration is read."""
+    longer = come_up("watched.allow_startup(60); time.sleep(13)", 1.0)
+    assert (longer.returncode, longer.stderr) == (0, "")
+    shorter = come_up("watched.allow_startup(2); watched.mark('x'); time.sleep(60)", 120.0)
+    assert shorter.returncode == 1
+    assert "did not come up within 2 s (x)" in shorter.stderr
+
+
+def test_a_rank_that_never_joins_is_named(tmp_path):
+    ended = come_up("watched.mark('joining MPI'); time.sleep(60)", 1.0)
+    assert ended.returncode == 1
+    assert "did not come up within 1 s (joining MPI)" in ended.stderr

@@ -11,6 +11,25 @@ from distsage.errors import UserError
 from distsage.launch.watch import Ring, State, Watched, run_watched
 
 
+STALL_TIMEOUT = 3.0
+
+
+def load(seconds: float) -> None:
+    """Read a pipe in one call, as a library reads a file: slowly, and for so long."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                os.write(writer, bytes(2**20))
+                time.sleep(STALL_TIMEOUT / 6)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb", buffering=0) as stream:
+        stream.readall()
+
+
 def main(watched: Watched) -> None:
     rank, size, directory, behaviour = (
         int(sys.argv[1]),
@@ -33,7 +52,7 @@ def main(watched: Watched) -> None:
             token="t",
             note=sys.argv[5],
             log_directory=str(directory),
-            stall_timeout=3.0,
+            stall_timeout=STALL_TIMEOUT,
         )
     )
     watched.mark("training")
@@ -61,6 +80,27 @@ def main(watched: Watched) -> None:
         os.kill(os.getppid(), signal.SIGTERM)
     if behaviour == "wait":
         watched.mark("waiting for the others", State.WAITING)
+        time.sleep(60)
+    if behaviour in ("work", "work-then-stick"):
+        for step in range(int(4 * STALL_TIMEOUT)):
+            watched.mark(f"training, step {step}")
+            time.sleep(1.0)
+        watched.mark("training")
+        if behaviour == "work":
+            (directory / "worked").touch()
+            return
+        time.sleep(60)
+    if behaviour == "wait-for-work":
+        watched.mark("waiting for the others", State.WAITING)
+        while not (directory / "worked").exists():
+            time.sleep(0.05)
+        return
+    if behaviour in ("load", "load-then-stick"):
+        watched.mark("loading", State.LOADING)
+        load(3 * STALL_TIMEOUT)
+        if behaviour == "load":
+            (directory / "worked").touch()
+            return
         time.sleep(60)
     if behaviour == "idle":
         watched.mark("serving", State.IDLE)
