@@ -220,7 +220,8 @@ def serve(job: DGLJob, mark: Callable[[bool], None], answers: Mapping[str, Answe
 
     Args:
         job: of this rank.
-        mark: called with True when the server starts to wait for a request, False when it has one.
+        mark: called with True when the server has loaded its part or answered, and waits for the
+            next request; with False when it has one.
         answers: to the questions of the trainers, by subject.
 
     Raises:
@@ -239,15 +240,22 @@ def serve(job: DGLJob, mark: Callable[[bool], None], answers: Mapping[str, Answe
         return node_rows, edge_rows
 
     dist_graph.load_partition_feats = load_and_cast
-    receive = rpc.recv_request
+    receive, wait_for_senders = rpc.recv_request, rpc.wait_for_senders
 
     def receive_and_mark(timeout: int) -> Any:
         mark(True)
-        request = receive(timeout)
+        # A mark is a sign of progress: there is none as long as nothing comes.
+        while (request := receive(timeout))[0] is None:
+            pass
         mark(False)
         return request
 
+    def mark_and_wait_for_senders(*args: Any, **kwargs: Any) -> None:
+        mark(True)
+        wait_for_senders(*args, **kwargs)
+
     rpc.recv_request = receive_and_mark
+    rpc.wait_for_senders = mark_and_wait_for_senders
     try:
         dgl.distributed.initialize(str(job.ip_config))
     finally:
@@ -261,20 +269,20 @@ def _unlink_segments(job: DGLJob) -> None:
         segment.unlink(missing_ok=True)
 
 
-def wait_for_listener(ip: str, port: int, timeout: float) -> bool:
-    """Wait until some process of this host listens on `ip:port`; False when `timeout` s pass.
+def wait_for_listener(ip: str, port: int) -> None:
+    """Wait until some process of this host listens on `ip:port`. Blocks.
 
-    Reads the kernel's table instead of connecting: DGL's server would count the probe as a client.
+    However long its server has to load: the watcher of a server that is stuck, or ends, ends the
+    job. Reads the kernel's table instead of connecting: DGL's server would count the probe as a
+    client.
     """
     wanted = f"{socket.inet_aton(ip)[::-1].hex().upper()}:{port:04X}"
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
+    while True:
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[1] == wanted and fields[3] == "0A":
-                return True
+                return
         time.sleep(0.1)  # reading the table takes milliseconds, which the servers could use
-    return False
 
 
 def _stored(name: str) -> str:

@@ -20,11 +20,11 @@ from distsage.errors import UserError
 from distsage.files import atomic_file, explain_write_errors
 from distsage.launch import gpus
 from distsage.launch import hosts as host_lists
-from distsage.launch.place import Place, agree_on_place, join_mpi, time_to_read
+from distsage.launch.place import Place, agree_on_place, join_mpi
 from distsage.launch.ports import find_free_ports
 from distsage.launch.roles import Assignment
 from distsage.launch.stage import stage_part, staged_path
-from distsage.launch.watch import WAIT_SECONDS, Ring, State, Watched
+from distsage.launch.watch import Ring, State, Watched
 from distsage.launch.world import World
 from distsage.partition.parts import Parts
 
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
     from distsage.launch.dgl_seam import DGLJob, GraphStore
+
+
+# What the trainers wait for each other at most. A healthy one may be at work on its share for hours
+# while the others wait; the watchers, which see whether anybody gets on, end a job that does not.
+_LONGEST_WAIT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Job:
 def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
     """Agree on configuration, hosts, roles, addresses and ports. Collective over all ranks.
 
-    Every wait is bounded by the configuration's start-up timeout.
+    Every wait is bounded by the configuration's start-up timeout, unless what it waits for gets on.
 
     Args:
         read_config: reads the configuration; called on rank 0 only.
@@ -99,7 +104,7 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
     if config.stage is not None:
         watched.mark("staging its part", State.WAITING)
         target = staged_path(config.stage, place.name, assignment.host)
-        world.agree("staging", lambda: _stage(place, target), time_to_read(parts))
+        world.agree("staging", lambda: _stage(place, target, world.progress))
         parts = world.agree("staged parts", lambda: Parts.open(target))
         staged = target
 
@@ -146,9 +151,9 @@ def _agree_on_device(world: World, place: Place) -> str:
     return f"cuda:{own.index}" if use and own is not None else "cpu"
 
 
-def _stage(place: Place, target: Path) -> None:
+def _stage(place: Place, target: Path, progress: Callable[[str], None]) -> None:
     if place.is_first:
-        stage_part(place.parts, place.assignment.host, target)
+        stage_part(place.parts, place.assignment.host, target, progress)
 
 
 def release_stage(job: Job) -> None:
@@ -241,28 +246,22 @@ def _check_own_line(config: TrainConfig, place: Place) -> None:
     assert listed == own, f"{path} says {listed} for {place.hosts[host]}, which is {own}"
 
 
-def connect(job: Job) -> "GraphStore":
+def connect(job: Job, watched: Watched) -> "GraphStore":
     """Connect this trainer to all servers, then to the other trainers. Collective over trainers.
 
-    Raises:
-        TimeoutError: a server did not start to listen in time; the message names its host.
+    Blocks while the servers load their parts.
     """
     from distsage.launch import dgl_seam
 
-    assignment, config, store = job.assignment, job.config, job.store
+    assignment, store = job.assignment, job.store
     assert store is not None
     own = job.addresses[assignment.host]
     port = job.port + assignment.pair_on_host
-    if not dgl_seam.wait_for_listener(own.ip, port, config.startup_timeout):
-        raise TimeoutError(
-            f"the server of rank {assignment.rank - 1} on {job.hosts[assignment.host]} did not "
-            f"listen on {own.ip}:{port} within {config.startup_timeout:.0f} s"
-        )
+    watched.mark("waiting for the servers to load their parts", State.WAITING)
+    dgl_seam.wait_for_listener(own.ip, port)
     store.set(f"listening/{assignment.trainer_rank}", "")
-    store.wait(
-        [f"listening/{rank}" for rank in range(assignment.num_trainers)],
-        timedelta(seconds=config.startup_timeout),
-    )
+    store.wait([f"listening/{rank}" for rank in range(assignment.num_trainers)], _LONGEST_WAIT)
+    watched.mark("connecting to the servers", State.STARTING)
     graph_store = dgl_seam.GraphStore(job.dgl, job.parts.manifest.graph_name, job.parts.offsets)
 
     import torch.distributed
@@ -274,6 +273,6 @@ def connect(job: Job) -> "GraphStore":
         store=store,
         rank=assignment.trainer_rank,
         world_size=assignment.num_trainers,
-        timeout=timedelta(seconds=max(config.startup_timeout, config.stall_timeout + WAIT_SECONDS)),
+        timeout=_LONGEST_WAIT,
     )
     return graph_store

@@ -92,11 +92,11 @@ def check(read_config: Callable[[], PreflightConfig], watched: Watched) -> None:
 
 
 def join_mpi(watched: Watched) -> World:
-    """All ranks of the job; the start-up timeout bounds what they do together."""
+    """All ranks of the job; the default start-up timeout bounds what they do together at first."""
     watched.mark("joining MPI")
     from mpi4py import MPI
 
-    return World(MPI.COMM_WORLD, JobOptions.startup_timeout)
+    return World(MPI.COMM_WORLD, JobOptions.startup_timeout, watched.mark)
 
 
 def _read_on_rank_0(world: World, read_config: Callable[[], Config]) -> Config:
@@ -128,7 +128,8 @@ def agree_on_place(
 ) -> Place[Config]:
     """Agree on configuration, hosts, roles, addresses and parts. Collective over all ranks.
 
-    Once the configuration is known, its start-up timeout bounds every stage, and is the world's.
+    Once the configuration is known, its start-up timeout bounds every stage, unless that gets on:
+    it is the world's timeout, and the watcher's.
 
     Args:
         world: of the job.
@@ -141,6 +142,7 @@ def agree_on_place(
     """
     config = _read_on_rank_0(world, read_config)
     world.timeout = config.startup_timeout
+    watched.allow_startup(config.startup_timeout)
     watched.mark("preflight")
     own_level = world.agree("kernels", level.chosen)
     facts = world.gather_all(
@@ -200,8 +202,7 @@ def agree_on_place(
     )
     world.agree(
         "checksums",
-        lambda: preflight.verify_part(parts, assignment.host) if is_first else None,
-        time_to_read(parts),
+        lambda: preflight.verify_part(parts, assignment.host, world.progress) if is_first else None,
     )
     watched.mark("preflight")
     # Emulated hosts share one machine, and its first rank acts for all of them.
@@ -316,8 +317,3 @@ def _open_parts(config: JobOptions, hosts: list[str]) -> Parts:
             f"--num-parts {len(hosts)}"
         )
     return parts
-
-
-def time_to_read(parts: Parts) -> float:
-    """Seconds that reading all parts may take beyond the start-up timeout: at 20 MB/s."""
-    return sum(file.bytes for file in parts.manifest.files.values()) / 20e6

@@ -13,7 +13,8 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from distsage import __version__
@@ -240,11 +241,18 @@ def _mapped_segments() -> set[str]:
     return names
 
 
-def verify_part(parts: Parts, part: int) -> None:
+def verify_part(
+    parts: Parts, part: int, progress: Callable[[str], None] = lambda doing: None
+) -> None:
     """Compare a part's files, and those that all parts share, with the manifest.
 
     Sizes come first, at once. Checksums are remembered per file (size, time of change, inode), so
     that later runs of the same parts on this host read nothing again.
+
+    Args:
+        parts: to verify.
+        part: this host's.
+        progress: told what is read, with every few MiB.
 
     Raises:
         UserError: a file is missing, truncated or changed.
@@ -266,7 +274,7 @@ def verify_part(parts: Parts, part: int) -> None:
         ]
         stamps[name] = stamp
         if known.get(name) != stamp:
-            parts.verify_file(name)
+            parts.verify_file(name, partial(progress, f"checking {name}"))
     if any(known.get(name) != stamp for name, stamp in stamps.items()):
         # A home directory that cannot be written costs time at the next run, nothing else.
         with contextlib.suppress(OSError):

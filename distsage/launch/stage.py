@@ -11,6 +11,8 @@ import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from distsage.errors import UserError
@@ -25,8 +27,16 @@ def staged_path(stage: Path, job: str, host: int) -> Path:
     return stage / f"distsage-stage.{os.getuid()}.{job}.{host}"
 
 
-def stage_part(parts: Parts, part: int, target: Path) -> Parts:
+def stage_part(
+    parts: Parts, part: int, target: Path, progress: Callable[[str], None] = lambda doing: None
+) -> Parts:
     """Copy a part and check every byte on the way; open the copy.
+
+    Args:
+        parts: to copy from.
+        part: this host's.
+        target: directory to make.
+        progress: told what is copied, with every few MiB.
 
     Raises:
         UserError: the target cannot be written, has too little room, or a file is not the one in
@@ -51,7 +61,8 @@ def stage_part(parts: Parts, part: int, target: Path) -> Parts:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for name in (MANIFEST, *names):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            checksum = _copy(parts.path / name, target / name)
+            on_chunk = partial(progress, f"copying {name}")
+            checksum = _copy(parts.path / name, target / name, on_chunk)
             if name in parts.manifest.files and checksum != parts.manifest.files[name].sha256:
                 raise UserError(
                     f"{parts.path / name} is not the file in the manifest (its checksum differs); "
@@ -66,13 +77,14 @@ def stage_part(parts: Parts, part: int, target: Path) -> Parts:
     return Parts.open(target)
 
 
-def _copy(source: Path, target: Path) -> str:
+def _copy(source: Path, target: Path, on_chunk: Callable[[], None]) -> str:
     """Copy a file; return the checksum of what was read."""
     digest = hashlib.sha256()
     with open(source, "rb") as reader, open(target, "wb") as writer:
         while chunk := reader.read(1 << 22):
             digest.update(chunk)
             writer.write(chunk)
+            on_chunk()
     return digest.hexdigest()
 
 

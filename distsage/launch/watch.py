@@ -69,8 +69,12 @@ class State(enum.IntEnum):
     WORKING = 0
     WAITING = 1  # for other ranks: one of them is stuck rather than this one
     IDLE = 2  # has nothing to do until somebody asks
-    STARTING = 3  # loads libraries, connects: has as long as start-up may take
-    LOADING = 4  # in long calls that make no marks: what the process reads and touches counts
+    LOADING = 3  # in long calls that make no marks: what the process reads and touches counts
+    STARTING = 4  # loads libraries, connects: the same, and has as long as start-up may take
+
+
+Mark = Callable[[str, State], None]
+"""Notes progress: what this rank does from now on, and what a lack of progress then says of it."""
 
 
 @dataclass(frozen=True)
@@ -441,10 +445,10 @@ class _Watcher:
         what = doing.rstrip(b"\0").decode(errors="ignore")
         if self.child:
             self._check_stopped(now, what)
-            if state == State.LOADING and self._loads():
+            if state in (State.LOADING, State.STARTING) and self._loads():
                 self.loading_marks += 1
                 self.loading_moved = now
-        if state == State.LOADING:
+        if state in (State.LOADING, State.STARTING):
             marked = max(marked, self.loading_moved)
         if self.ring is None:
             if now - marked > self.startup_timeout + WAIT_SECONDS:

@@ -9,25 +9,38 @@ from typing import Any, NoReturn, TypeVar
 from mpi4py import MPI
 
 from distsage.errors import UserError
+from distsage.launch.watch import State
 
 T = TypeVar("T")
 
 # A waiting rank leaves the processor to those it waits for; the wait ends at most this much late.
 POLL_SECONDS = 0.005
+# Ranks that wait hear of progress at most this often.
+PROGRESS_SECONDS = 1.0
+_VALUE, _PROGRESS = 1, 2  # tags
 
 
 class World:
     """The job's ranks, with a deadline on every wait.
 
+    What takes long on large data, such as reading a part, tells of its `progress`: those that wait
+    for it hear so, and their deadlines begin again.
+
     Attributes:
         rank: of this process.
         size: number of ranks.
-        timeout: seconds that one collective may take.
+        timeout: seconds that one collective may take without progress.
         host_of: the host of every rank, once that is known.
     """
 
-    def __init__(self, comm: MPI.Intracomm, timeout: float) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, timeout: float, mark: Callable[[str, State], None]
+    ) -> None:
         self.comm = comm
+        self._mark = mark
+        self._told = time.monotonic()
+        self._deadline = self._told
+        self._sent: list[MPI.Request] = []
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
         self.timeout = timeout
@@ -37,16 +50,40 @@ class World:
         """How messages name a rank."""
         return f"rank {rank} on {self.host_of[rank]}" if self.host_of else f"rank {rank}"
 
-    def gather_all(self, what: str, value: T, extra_time: float = 0.0) -> list[T]:
-        """Give every rank the list of all ranks' values. Collective; blocks up to `timeout`.
+    def progress(self, doing: str) -> None:
+        """Tell the others, who wait for what this rank is `doing`, that it gets on. Does not block.
 
-        `extra_time` adds to the bound, in seconds, for what takes its time on large data.
+        Not collective: any rank may call it, as often as it likes, before it takes part in the
+        collective that the others wait in.
+        """
+        self._mark(doing, State.WORKING)
+        self._tell()
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if now - self._told < PROGRESS_SECONDS:
+            return
+        self._told = now
+        listeners = range(1, self.size) if self.rank == 0 else [0]  # rank 0 tells the others
+        self._sent = [request for request in self._sent if not request.test()[0]]
+        self._sent += [self.comm.isend(None, dest=rank, tag=_PROGRESS) for rank in listeners]
+
+    def _hear(self, what: str) -> None:
+        """Somebody gets on."""
+        self._deadline = time.monotonic() + self.timeout
+        self._mark(f"waiting for others: {what}", State.WAITING)
+        if self.rank == 0:
+            self._tell()
+
+    def gather_all(self, what: str, value: T) -> list[T]:
+        """Give every rank the list of all ranks' values. Collective.
+
+        Blocks until `timeout` seconds have gone by without progress.
 
         Raises:
             TimeoutError: names the ranks whose value did not arrive.
         """
-        timeout = self.timeout + extra_time
-        deadline = time.monotonic() + timeout
+        self._deadline = time.monotonic() + self.timeout
         if self.rank == 0:
             values: list[Any] = [None] * self.size
             values[0] = value
@@ -55,43 +92,59 @@ class World:
                 status = MPI.Status()
                 message = self.comm.improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
                 if message is not None:
-                    values[status.Get_source()] = message.recv()
-                    missing.discard(status.Get_source())
-                elif time.monotonic() > deadline:
+                    received = message.recv()
+                    if status.Get_tag() == _PROGRESS:
+                        self._hear(what)
+                    else:
+                        values[status.Get_source()] = received
+                        missing.discard(status.Get_source())
+                elif time.monotonic() > self._deadline:
                     names = ", ".join(self.label(rank) for rank in sorted(missing))
-                    raise TimeoutError(f"{what}: no answer within {timeout:.0f} s from {names}")
+                    raise TimeoutError(
+                        f"{what}: no answer within {self.timeout:.0f} s from {names}"
+                    )
                 else:
                     time.sleep(POLL_SECONDS)
-            requests = [self.comm.isend(values, dest=rank) for rank in range(1, self.size)]
+            requests = [
+                self.comm.isend(values, dest=rank, tag=_VALUE) for rank in range(1, self.size)
+            ]
             for rank, request in enumerate(requests, 1):
-                self._wait(request, deadline, what, rank)
+                self._wait(request, what, rank)
             return values
-        self._wait(self.comm.isend(value, dest=0), deadline, what, 0)
-        # Rank 0 may use up the whole bound before it answers, and names who is missing.
-        while not self.comm.iprobe(0, MPI.ANY_TAG):
-            if time.monotonic() > deadline + 5:
+        own = self.comm.isend(value, dest=0, tag=_VALUE)
+        sent = False
+        while True:
+            sent = sent or own.test()[0]
+            status = MPI.Status()
+            message = self.comm.improbe(0, MPI.ANY_TAG, status)
+            if message is not None:
+                answer: list[T] = message.recv()
+                if status.Get_tag() == _VALUE:
+                    return answer
+                self._hear(what)
+            # Rank 0 may use up the whole bound before it answers, and names who is missing.
+            elif time.monotonic() > self._deadline + 5:
                 raise TimeoutError(f"{what}: no answer from {self.label(0)}")
-            time.sleep(POLL_SECONDS)
-        received: list[T] = self.comm.recv(source=0)
-        return received
+            else:
+                time.sleep(POLL_SECONDS)
 
-    def _wait(self, request: MPI.Request, deadline: float, what: str, rank: int) -> None:
+    def _wait(self, request: MPI.Request, what: str, rank: int) -> None:
         while not request.test()[0]:
-            if time.monotonic() > deadline:
+            if time.monotonic() > self._deadline:
                 raise TimeoutError(f"{what}: {self.label(rank)} does not take its message")
             time.sleep(POLL_SECONDS)
 
     def broadcast(self, what: str, value: T | None) -> T:
-        """Give every rank the value that rank 0 passes. Collective; blocks up to `timeout`."""
+        """Give every rank the value that rank 0 passes. Collective; blocks as `gather_all` does."""
         received = self.gather_all(what, value if self.rank == 0 else None)[0]
         assert received is not None
         return received
 
-    def agree(self, stage: str, action: Callable[[], T], extra_time: float = 0.0) -> T:
+    def agree(self, stage: str, action: Callable[[], T]) -> T:
         """Run `action` on every rank; if any user error comes of it, end the job with it.
 
         Rank 0 prints one sentence with the stage, and the hosts where not all have the error, and
-        every rank leaves with status 2. Collective; `extra_time` is that of `gather_all`.
+        every rank leaves with status 2. Collective; blocks as `gather_all` does.
 
         Raises:
             SystemExit: some rank raised a UserError.
@@ -102,7 +155,7 @@ class World:
             result = action()
         except UserError as caught:
             error = str(caught)
-        errors = self.gather_all(stage, error, extra_time)
+        errors = self.gather_all(stage, error)
         sentence = next((e for e in errors if e is not None), None)
         if sentence is not None:
             hosts = dict.fromkeys(

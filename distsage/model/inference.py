@@ -5,7 +5,7 @@ each layer, between exchanges of halo rows. Rows between layers are in the host'
 the model computes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -68,6 +68,7 @@ def layer_rows(
     tables: tuple[Tensor, ...],
     indptr: np.ndarray,
     slots: np.ndarray,
+    on_piece: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Compute one layer for some destinations from all their neighbours.
 
@@ -83,6 +84,7 @@ def layer_rows(
             `InputLayer`, for instance (own rows, halo rows).
         indptr: int64 `[n + 1]`, may be a slice of a longer one: counted from its first element.
         slots: integer `[nnz]`, slot of each edge's source; starts at the first edge of the range.
+        on_piece: called after every few thousand rows, by any thread.
 
     Returns:
         float32 `[n, out_width]` on the CPU.
@@ -101,6 +103,7 @@ def layer_rows(
         if layer < len(model.layers) - 1:
             h.relu_()
         out[begin:end] = h
+        on_piece()
 
     def edges(begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         first, last = indptr[begin] - indptr[0], indptr[end] - indptr[0]

@@ -5,7 +5,7 @@ Needs numpy only; `load_part` alone imports DGL, and when it is called.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ INDPTR = "topology/indptr.npy"
 INDICES = "topology/indices.npy"
 ORIGINAL_IDS = "original_ids.npy"
 CACHE_RANKING = "cache_ranking.npy"
+_READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -256,14 +257,16 @@ class Parts:
         for name in self.files_of(part):
             self.verify_file(name)
 
-    def verify_file(self, name: str) -> None:
+    def verify_file(self, name: str, on_chunk: Callable[[], None] = lambda: None) -> None:
         """Compare one file's checksum with the manifest; reads every byte.
+
+        `on_chunk` is called with every few MiB.
 
         Raises:
             UserError: as for `verify`.
         """
         self._check_size(name)
-        if sha256(self.path / name) != self.manifest.files[name].sha256:
+        if sha256(self.path / name, on_chunk) != self.manifest.files[name].sha256:
             raise UserError(
                 f"{self.path / name} has changed since it was written (its checksum is not "
                 "the manifest's); copy it again or partition the graph again"
@@ -314,10 +317,14 @@ class Parts:
                 )
 
 
-def sha256(path: Path) -> str:
-    """Checksum of a file's content, in hexadecimal digits."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def sha256(path: Path, on_chunk: Callable[[], None] = lambda: None) -> str:
+    """Checksum of a file's content, in hexadecimal digits; `on_chunk` is called every few MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as stream:
+        while chunk := stream.read(_READ_BYTES):
+            digest.update(chunk)
+            on_chunk()
+    return digest.hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

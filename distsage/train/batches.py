@@ -44,19 +44,19 @@ def prepare_ahead(
     prepare: Callable[[Task], Prepared],
     workers: ThreadPoolExecutor | None,
     num_workers: int,
-    timeout: float,
 ) -> Iterator[Prepared]:
     """Yield `prepare(task)` for every task, in order, while workers are ahead by a few.
+
+    Blocks until the next is prepared, however long other hosts take for what it needs; the rank's
+    watcher ends the job when nobody gets on.
 
     Args:
         tasks: what to prepare.
         prepare: runs in the workers, on several tasks at once.
         workers: threads; None prepares in line.
         num_workers: how many threads there are.
-        timeout: seconds that one task may take once it is waited for.
 
     Raises:
-        TimeoutError: a task took longer than `timeout`.
         Exception: what `prepare` raised, at the place of its task.
     """
     if workers is None:
@@ -68,9 +68,9 @@ def prepare_ahead(
         for task in remaining:
             pending.append(workers.submit(prepare, task))
             if len(pending) > _AHEAD * num_workers:
-                yield pending.popleft().result(timeout)
+                yield pending.popleft().result()
         while pending:
-            yield pending.popleft().result(timeout)
+            yield pending.popleft().result()
     finally:
         for future in pending:
             future.cancel()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distsage.config import TrainConfig
 from distsage.errors import UserError
+from distsage.launch.watch import Mark, State
 from distsage.limits import human_bytes
 from distsage.partition.parts import Manifest
 
@@ -49,7 +50,7 @@ def fill_cache(
     share: int,
     num_shares: int,
     barrier: Callable[[], None],
-    mark: Callable[[str], None],
+    mark: Mark,
 ) -> Tensor:
     """Rows of `gids` in memory that the trainers of this host share. Collective over all trainers.
 
@@ -81,7 +82,7 @@ def fill_cache(
         rows = rows.view(len(gids), width)
     begin, end = (len(gids) * i // num_shares for i in (share, share + 1))
     for first in range(begin, end, _PULL_ROWS):
-        mark(f"filling the cache: {first - begin} of {end - begin} rows")
+        mark(f"filling the cache: {first - begin} of {end - begin} rows", State.WAITING)
         chunk = gids[first : min(first + _PULL_ROWS, end)]
         order = np.argsort(chunk)
         rows[first + torch.from_numpy(order)] = pull(chunk[order])

@@ -40,14 +40,13 @@ def _be_a_rank(read_config: Callable[[], TrainConfig], watched: Watched) -> None
     if job.assignment.role == "server":
         from distsage.launch.dgl_seam import serve
 
-        watched.mark("loading its part")
+        watched.mark("loading its part", State.LOADING)
         serve(
             job.dgl,
             lambda idle: watched.mark("serving", State.IDLE if idle else State.WORKING),
             _answers(job),
         )
-    watched.mark("connecting to the servers", State.STARTING)
-    store = bring_up.connect(job)
+    store = bring_up.connect(job, watched)
     _train(job, store, watched)
     watched.mark("saying goodbye", State.WAITING)
     store.close()
@@ -79,7 +78,7 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
         print(description(device), flush=True)
     run = RunDirectory.begin(config.run_dir, config) if trainers.rank == 0 else None
 
-    watched.mark("opening the topology")
+    watched.mark("opening the topology", State.LOADING)
     topology = job.parts.topology()
     part = manifest.parts[assignment.host].nodes
     bounds = _trainer_bounds([p.nodes for p in manifest.parts], assignment.pairs_per_host)
@@ -110,11 +109,12 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
         PRECISIONS[config.precision],
     ).to(device)
 
-    watched.mark("planning the exchange of halo rows", State.WAITING)
-    halo = HaloInference(topology, bounds, part, trainers)
+    halo = HaloInference(topology, bounds, part, trainers, watched.mark)
 
     def evaluate() -> Scores:
-        return score_masks(halo.run(model, rows.own, source.fetch), labels[own], masks, trainers)
+        logits = halo.run(model, rows.own, source.fetch)
+        watched.mark("adding up the scores of all trainers", State.WAITING)
+        return score_masks(logits, labels[own], masks, trainers)
 
     about = {
         "command": "train",

@@ -6,12 +6,14 @@ owners, each once per layer. Features come from the servers, hidden rows from th
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distsage.data.graph import Topology
+from distsage.launch.watch import Mark, State
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import exchanged_rows, layer_rows
 from distsage.train.trainers import Trainers
@@ -30,12 +32,20 @@ class HaloInference:
         bounds: int64 `[trainers + 1]`; trainer r owns the gids in [bounds[r], bounds[r + 1]).
         part: (low, high), the gids of this host's part, which include this trainer's.
         trainers: of the job.
+        mark: notes progress.
     """
 
     def __init__(
-        self, topology: Topology, bounds: np.ndarray, part: tuple[int, int], trainers: Trainers
+        self,
+        topology: Topology,
+        bounds: np.ndarray,
+        part: tuple[int, int],
+        trainers: Trainers,
+        mark: Mark,
     ) -> None:
+        mark("reading the edges of its nodes", State.LOADING)
         self._trainers = trainers
+        self._mark = mark
         self._low, self._high = (int(bound) for bound in bounds[trainers.rank : trainers.rank + 2])
         self._part = part
         self._indptr = np.asarray(topology.indptr[self._low : self._high + 1])
@@ -55,11 +65,26 @@ class HaloInference:
             self._send_counts, self._send_rows = [0], torch.empty(0, dtype=torch.int64)
             return
         ones = [1] * trainers.size
-        asked = trainers.exchange(torch.from_numpy(wanted), ones, ones)
+        asked = self._exchange(torch.from_numpy(wanted), ones, ones)
         self._send_counts = asked.tolist()
         gids = torch.from_numpy(hidden_halo.astype(np.int64))
-        asked_gids = trainers.exchange(gids, self._receive_counts, self._send_counts)
+        asked_gids = self._exchange(gids, self._receive_counts, self._send_counts)
         self._send_rows = asked_gids - self._low
+
+    def _exchange(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        doing = "exchanging halo rows with the other trainers"
+        self._mark(doing, State.WAITING)
+        return self._trainers.exchange(
+            rows, send, receive, lambda: self._mark(doing, State.WAITING)
+        )
+
+    def _pull(self, pull: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The features of the halo, from the servers, piece by piece."""
+        pulled = []
+        for piece in torch.from_numpy(self._feature_halo.astype(np.int64)).split(_PULL_ROWS):
+            self._mark("fetching halo rows from the servers", State.WAITING)
+            pulled.append(pull(piece))
+        return pulled
 
     def run(
         self, model: GraphSAGE, own_features: Tensor, pull: Callable[[Tensor], Tensor]
@@ -71,20 +96,29 @@ class HaloInference:
             own_features: `[n, F]`, the rows of this host's part.
             pull: feature rows of the gids (int64) that it is given; CPU.
         """
-        halo = torch.from_numpy(self._feature_halo.astype(np.int64))
-        pulled = [pull(piece) for piece in halo.split(_PULL_ROWS)] if len(halo) else []
-        remote = torch.cat(pulled) if pulled else own_features[:0]
+        remote = torch.cat(self._pull(pull)) if len(self._feature_halo) else own_features[:0]
         first = self._low - self._part[0]
         own = own_features[first : first + self._high - self._low]
-        tables = own_features, remote
-        h = layer_rows(model, 0, own, tables, self._indptr, self._feature_slots)
+        h = self._layer(model, 0, own, (own_features, remote), self._feature_slots)
         for layer in range(1, len(model.layers)):
             rows = exchanged_rows(model, layer, h)
             asked = rows[self._send_rows]
-            received = self._trainers.exchange(asked, self._send_counts, self._receive_counts)
-            tables = rows, received
-            h = layer_rows(model, layer, h, tables, self._indptr, self._hidden_slots)
+            received = self._exchange(asked, self._send_counts, self._receive_counts)
+            h = self._layer(model, layer, h, (rows, received), self._hidden_slots)
         return h
+
+    def _layer(
+        self,
+        model: GraphSAGE,
+        layer: int,
+        own: Tensor,
+        tables: tuple[Tensor, ...],
+        slots: np.ndarray,
+    ) -> Tensor:
+        doing = f"computing layer {layer} of its nodes"
+        self._mark(doing, State.WORKING)
+        on_piece = partial(self._mark, doing, State.WORKING)
+        return layer_rows(model, layer, own, tables, self._indptr, slots, on_piece)
 
 
 def _halo(

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distsage.config import TrainingOptions
 from distsage.errors import UserError
-from distsage.launch.watch import State
+from distsage.launch.watch import Mark, State
 from distsage.model.graphsage import GraphSAGE
 from distsage.train.allocator import keep_freed_memory
 from distsage.train.batches import Batch
@@ -27,8 +27,6 @@ from distsage.train.run_directory import RunDirectory
 from distsage.train.trainers import Trainers
 
 Scores = dict[str, dict[str, float]]
-Mark = Callable[[str, State], None]
-
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """What `--precision` stands for."""
@@ -133,6 +131,7 @@ def fit(
             if best is None or quality > best[0] or math.isnan(quality):
                 best = (quality, epoch, scores)
                 if run is not None:
+                    mark("writing the checkpoint", State.WORKING)
                     run.save_model(model, {**description, "epoch": epoch, "val": scores["val"]})
         if run is not None:
             run.record(record)

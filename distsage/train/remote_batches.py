@@ -13,7 +13,6 @@ from torch import Tensor
 
 from distsage.config import TrainConfig
 from distsage.kernels.rng import Purpose, stream_key
-from distsage.launch.watch import WAIT_SECONDS
 from distsage.model.backend import by_kernels
 from distsage.train.batches import Batch, prepare_ahead
 from distsage.train.features import (
@@ -117,7 +116,6 @@ class BatchSource:
         """The batches of an epoch, in order.
 
         Raises:
-            TimeoutError: a worker took much longer than `stall_timeout` for a batch.
             Exception: what went wrong in a worker.
         """
         if epoch != self._next_epoch:
@@ -126,7 +124,6 @@ class BatchSource:
                 self._prepare,
                 self._workers,
                 self._config.num_workers,
-                self._config.stall_timeout + WAIT_SECONDS,
             )
         self._next_epoch = epoch + 1
         return islice(self._stream, self._plan.num_steps)

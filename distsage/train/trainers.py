@@ -1,10 +1,15 @@
 """Collectives among the trainers; the local run is a world of one. Runs on trainer ranks."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed
 from torch import Tensor
+
+# What a trainer sends at once in an exchange: bounds the time between two signs of progress.
+_PIECE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,33 @@ class Trainers:
         torch.distributed.all_gather(gathered, values)
         return gathered
 
-    def exchange(self, rows: Tensor, send_counts: list[int], receive_counts: list[int]) -> Tensor:
-        """Send consecutive CPU rows to each trainer in turn; return those received, likewise."""
+    def exchange(
+        self,
+        rows: Tensor,
+        send_counts: list[int],
+        receive_counts: list[int],
+        on_piece: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Send consecutive CPU rows to each trainer in turn; return those received, likewise.
+
+        They go in pieces of some 64 MiB a trainer; `on_piece` is called after each.
+        """
         if self.size == 1:
             return rows
         received = rows.new_empty((sum(receive_counts), *rows.shape[1:]))
-        torch.distributed.all_to_all_single(received, rows, receive_counts, send_counts)
+        row_bytes = rows.element_size() * math.prod(rows.shape[1:])
+        at_once = max(1, _PIECE_BYTES // (row_bytes * self.size))
+        most = int(self.concatenate(torch.tensor([max(send_counts)])).max())
+        outgoing, incoming = rows.split(send_counts), received.split(receive_counts)
+        for begin in range(0, most, at_once):
+            sent = [some[begin : begin + at_once] for some in outgoing]
+            places = [some[begin : begin + at_once] for some in incoming]
+            counts = [len(place) for place in places]
+            piece = rows.new_empty((sum(counts), *rows.shape[1:]))
+            torch.distributed.all_to_all_single(
+                piece, torch.cat(sent), counts, [len(some) for some in sent]
+            )
+            for place, some in zip(places, piece.split(counts), strict=True):
+                place.copy_(some)
+            on_piece()
         return received

@@ -22,7 +22,7 @@ def be_a_rank(watched: Watched) -> None:
         from distsage.launch.dgl_seam import serve
 
         serve(job.dgl, lambda idle: watched.mark("serving", State.IDLE), {})
-    store = bring_up.connect(job)
+    store = bring_up.connect(job, watched)
 
     import torch
 

@@ -22,7 +22,7 @@ def be_a_rank(watched: Watched) -> None:
         from distsage.launch.dgl_seam import serve
 
         serve(job.dgl, lambda idle: watched.mark("serving", State.IDLE), {})
-    store = bring_up.connect(job)
+    store = bring_up.connect(job, watched)
 
     import torch
 
@@ -63,7 +63,7 @@ def be_a_rank(watched: Watched) -> None:
         cuts = np.arange(1, pairs + 1) / pairs
         bounds += (part.nodes[0] + (part.num_nodes * cuts**2).astype(int)).tolist()
     model = GraphSAGE(manifest.num_features, 8, manifest.num_classes, 3, 0.0, config.seed).eval()
-    halo = HaloInference(topology, np.array(bounds), (low, high), trainers)
+    halo = HaloInference(topology, np.array(bounds), (low, high), trainers, watched.mark)
     logits = halo.run(model, own, lambda gids: store.pull("features", gids.numpy()))
 
     np.savez(

@@ -15,7 +15,7 @@ def refuse(world: World, ranks: set[int], sentence: str) -> None:
 
 
 def main(behaviour: str) -> None:
-    world = World(MPI.COMM_WORLD, timeout=3.0)
+    world = World(MPI.COMM_WORLD, 3.0, lambda doing, state: None)
     if behaviour == "values":
         for turn in range(20):
             assert world.gather_all("turn", (turn, world.rank)) == [(turn, r) for r in range(4)]
@@ -27,6 +27,25 @@ def main(behaviour: str) -> None:
     if behaviour == "missing":
         if world.rank == 2:
             time.sleep(30)
+        try:
+            world.gather_all("hosts", None)
+        except TimeoutError as error:
+            print(f"[{world.rank}] {error}", flush=True)
+            MPI.COMM_WORLD.Abort(3)
+    if behaviour == "slow":
+        # Two ranks, rank 0 among them or not, need many times the timeout and get on.
+        for slow in ({0, 3}, {1, 2}):
+            if world.rank in slow:
+                for step in range(12):
+                    time.sleep(1.0)
+                    world.progress(f"step {step}")
+            assert world.gather_all("slow", world.rank) == [0, 1, 2, 3]
+    if behaviour == "slow, then stuck":
+        if world.rank == 2:
+            for step in range(6):
+                time.sleep(1.0)
+                world.progress(f"step {step}")
+            time.sleep(60)
         try:
             world.gather_all("hosts", None)
         except TimeoutError as error:

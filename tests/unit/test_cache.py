@@ -67,7 +67,7 @@ def test_trainers_fill_one_copy_together(tmp_path, dtype, num_shares, num_cached
             share=share,
             num_shares=num_shares,
             barrier=lambda: barrier.wait(10),
-            mark=lambda doing: None,
+            mark=lambda doing, state: None,
         )
 
     rows = {}
@@ -96,7 +96,7 @@ def test_too_little_shared_memory(tmp_path):
             share=0,
             num_shares=1,
             barrier=lambda: None,
-            mark=lambda doing: None,
+            mark=lambda doing, state: None,
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -153,7 +153,7 @@ def test_another_parts_files_are_not_read(parts):
 def test_checksums_are_remembered_until_a_file_changes(parts, monkeypatch):
     preflight.verify_part(parts, 0)
     read = []
-    monkeypatch.setattr(Parts, "verify_file", lambda _, name: read.append(name))
+    monkeypatch.setattr(Parts, "verify_file", lambda _, name, on_chunk: read.append(name))
     preflight.verify_part(parts, 0)
     assert read == []
     os.utime(parts.path / "topology" / "indptr.npy", ns=(1, 1))

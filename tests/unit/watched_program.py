@@ -10,8 +10,9 @@ from pathlib import Path
 from distsage.errors import UserError
 from distsage.launch.watch import Ring, State, Watched, run_watched
 
-
 STALL_TIMEOUT = 3.0
+# A rank that waits gives up after 3 + 10 + 3 s without progress in a ring of three.
+LONG = 20.0
 
 
 def load(seconds: float) -> None:
@@ -82,7 +83,7 @@ def main(watched: Watched) -> None:
         watched.mark("waiting for the others", State.WAITING)
         time.sleep(60)
     if behaviour in ("work", "work-then-stick"):
-        for step in range(int(4 * STALL_TIMEOUT)):
+        for step in range(int(LONG)):
             watched.mark(f"training, step {step}")
             time.sleep(1.0)
         watched.mark("training")
@@ -97,7 +98,7 @@ def main(watched: Watched) -> None:
         return
     if behaviour in ("load", "load-then-stick"):
         watched.mark("loading", State.LOADING)
-        load(3 * STALL_TIMEOUT)
+        load(LONG)
         if behaviour == "load":
             (directory / "worked").touch()
             return

@@ -1,0 +1,113 @@
+"""`distsage train` with inputs that are slow: `slow_program.py WHAT OPTIONS`. Started by the tests.
+
+WHAT is
+    files       every file that is checked, or copied by --stage, takes SLOW_SECONDS
+    work        the first server reads its part, and the first trainer computes layer 0 of its
+                nodes, for several times LONG_SECONDS
+    hung-load   the first server stops to read its part after a while
+    hung-layer  the first trainer is stuck in its second evaluation
+"""
+
+import hashlib
+import itertools
+import os
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from distsage.cli import main
+
+SLOW_SECONDS = 4.0
+LONG_SECONDS = 25.0
+RANK = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMIX_RANK"))
+
+
+class SlowDigest:
+    """Of a file that comes slowly."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self._digest = hashlib.sha256(data)
+
+    def update(self, data: bytes) -> None:
+        time.sleep(SLOW_SECONDS)
+        self._digest.update(data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def read_slowly(seconds: float) -> None:
+    """Read a pipe in one call, as a library reads a file."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        for _ in range(int(seconds)):
+            os.write(writer, bytes(2**21))
+            time.sleep(1.0)
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb", buffering=0) as stream:
+        stream.readall()
+
+
+def slow_load(hang: bool) -> None:
+    from distsage.launch import dgl_seam
+
+    load = dgl_seam.dist_graph.load_partition
+
+    def load_slowly(*args: Any, **kwargs: Any) -> Any:
+        read_slowly(10.0 if hang else LONG_SECONDS)
+        if hang:
+            time.sleep(300)
+        return load(*args, **kwargs)
+
+    dgl_seam.dist_graph.load_partition = load_slowly
+
+
+def slow_layers(hang: bool) -> None:
+    from distsage.train import inference
+
+    inference._CHUNK_BYTES = 2000
+    mean = inference.neighbour_mean
+    chunks = itertools.count()
+
+    def slow_mean(*args: Any) -> Any:
+        chunk = next(chunks)
+        if hang and chunk > 20:
+            time.sleep(300)
+        if not hang and chunk < LONG_SECONDS:
+            time.sleep(1.0)
+        return mean(*args)
+
+    inference.neighbour_mean = slow_mean
+
+
+def slow_down() -> None:
+    """In the rank, whose modules may not be imported before."""
+    from distsage.launch import stage, watch
+    from distsage.partition import parts
+
+    if what == "files":
+        stage.hashlib = parts.hashlib = SimpleNamespace(sha256=SlowDigest)  # type: ignore[assignment]
+    mark = watch.Watched.mark
+
+    def mark_and_slow_down(self: Any, doing: str, state: Any = watch.State.WORKING) -> None:
+        mark(self, doing, state)
+        if (RANK, what, doing) in (
+            ("0", "work", "loading its part"),
+            ("0", "hung-load", "loading its part"),
+        ):
+            slow_load(what == "hung-load")
+        if (RANK, what, doing) in (
+            ("1", "work", "opening the topology"),
+            ("1", "hung-layer", "opening the topology"),
+        ):
+            slow_layers(what == "hung-layer")
+
+    watch.Watched.mark = mark_and_slow_down  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    what = sys.argv[1]
+    os.register_at_fork(after_in_child=slow_down)
+    main(["train", *sys.argv[2:]])
