@@ -127,8 +127,9 @@ def fit(
             record["eval_seconds"] = round(time.perf_counter() - evaluation_started, 6)
             record.update(scores)
             quality = selection_score(scores["val"])
-            # Without validation nodes there is no score, and the last epoch counts as the best.
-            if best is None or quality > best[0] or math.isnan(quality):
+            # A number beats NaN, and NaN no number. Without validation nodes there is no number,
+            # and the last epoch counts as the best.
+            if best is None or math.isnan(best[0]) or quality > best[0]:
                 best = (quality, epoch, scores)
                 if run is not None:
                     mark("writing the checkpoint", State.WORKING)
