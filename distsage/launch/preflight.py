@@ -12,7 +12,6 @@ import mmap
 import os
 import platform
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -209,32 +208,44 @@ def check_memory(parts: Parts, hosted: Sequence[int], config: JobOptions, ranks:
 def sweep_leftovers() -> list[str]:
     """Remove shared-memory segments that earlier jobs of this user left; return their names.
 
-    A segment counts as left when no process has it mapped.
+    A segment counts as left when no process of this host holds it, open or mapped. Whoever makes
+    one (DGL, MPI, `distsage.train.cache`) has it open from the first moment until it is mapped, so
+    that a job which is just starting loses none.
     """
     ours = (f"distsage.{os.getuid()}.", "sm_segment.", "vader_segment.")
-    mapped = _mapped_segments()
+    # Before the processes are looked at: what is made meanwhile is not among them.
+    candidates = [
+        path
+        for path in SHARED_MEMORY.iterdir()
+        if path.name.startswith(ours) and _owner(path) == os.getuid()
+    ]
+    held = _held_segments() if candidates else set()
     swept = []
-    for path in SHARED_MEMORY.iterdir():
-        if not path.name.startswith(ours) or path.name in mapped:
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            status = path.stat()
-            # A segment of this second may be about to be mapped.
-            if status.st_uid == os.getuid() and time.time() - status.st_ctime > 2:
-                path.unlink()
-                swept.append(path.name)
+    for path in candidates:
+        if path.name not in held:
+            path.unlink(missing_ok=True)
+            swept.append(path.name)
     return swept
 
 
-def _mapped_segments() -> set[str]:
-    """Names below /dev/shm that some process of this host has mapped."""
+def _owner(path: Path) -> int | None:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_uid
+    return None
+
+
+def _held_segments() -> set[str]:
+    """Names below /dev/shm that some process of this host has open or mapped."""
     names = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            text = maps.read_text()
-        except OSError:  # ended meanwhile, or another user's
-            continue
-        for line in text.splitlines():
+    for process in Path("/proc").glob("[0-9]*"):
+        held = []
+        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+            # In this order: a segment is mapped before it is closed.
+            for descriptor in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    held.append(os.readlink(descriptor))
+            held += (process / "maps").read_text().splitlines()
+        for line in held:
             _, found, name = line.partition(f"{SHARED_MEMORY}/")
             if found:
                 names.add(name.removesuffix(" (deleted)"))

@@ -6,8 +6,9 @@ first epoch, and never changes. The trainers of a host share it: each pulls an e
 rows into one segment of shared memory.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,38 +72,49 @@ def fill_cache(
         UserError: the host's shared memory is too small.
     """
     width = like.shape[1]
-    if share == 0 and len(gids) > 0:
-        _allocate(segment, len(gids) * width * like.element_size())
-    barrier()
-    if len(gids) == 0:
-        rows = like.new_empty(0, width)
-    else:
-        size = len(gids) * width
-        rows = torch.from_file(str(segment), shared=True, size=size, dtype=like.dtype)
-        rows = rows.view(len(gids), width)
-    begin, end = (len(gids) * i // num_shares for i in (share, share + 1))
-    for first in range(begin, end, _PULL_ROWS):
-        mark(f"filling the cache: {first - begin} of {end - begin} rows", State.WAITING)
-        chunk = gids[first : min(first + _PULL_ROWS, end)]
-        order = np.argsort(chunk)
-        rows[first + torch.from_numpy(order)] = pull(chunk[order])
-    barrier()
-    if share == 0:
-        # Everybody has mapped it; without a name it vanishes with the last process.
-        segment.unlink(missing_ok=True)
+    makes_it = share == 0 and len(gids) > 0
+    num_bytes = len(gids) * width * like.element_size()
+    with _new_segment(segment, num_bytes) if makes_it else contextlib.nullcontext():
+        barrier()
+        if len(gids) == 0:
+            rows = like.new_empty(0, width)
+        else:
+            size = len(gids) * width
+            rows = torch.from_file(str(segment), shared=True, size=size, dtype=like.dtype)
+            rows = rows.view(len(gids), width)
+        begin, end = (len(gids) * i // num_shares for i in (share, share + 1))
+        for first in range(begin, end, _PULL_ROWS):
+            mark(f"filling the cache: {first - begin} of {end - begin} rows", State.WAITING)
+            chunk = gids[first : min(first + _PULL_ROWS, end)]
+            order = np.argsort(chunk)
+            rows[first + torch.from_numpy(order)] = pull(chunk[order])
+        barrier()
     return rows
 
 
-def _allocate(segment: Path, num_bytes: int) -> None:
+@contextlib.contextmanager
+def _new_segment(segment: Path, num_bytes: int) -> Iterator[None]:
+    """A segment of shared memory that has a name inside, for others to map it.
+
+    It is held open meanwhile, so that no other job takes it for one that was left
+    (`distsage.launch.preflight.sweep_leftovers`). Without a name it vanishes with the last process
+    that has it mapped.
+    """
     descriptor = os.open(segment, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        _allocate(descriptor, segment, num_bytes)
+        yield
+    finally:
+        segment.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _allocate(descriptor: int, segment: Path, num_bytes: int) -> None:
     try:
         # Takes the memory now: where there is none, a write to the mapping would kill the process.
         os.posix_fallocate(descriptor, 0, num_bytes)
     except OSError as error:
-        segment.unlink()
         raise UserError(
             f"{segment.parent} has no room for a cache of {human_bytes(num_bytes)} on this host "
             f"({error.strerror}); lower --cache-ratio, or give --cache-bytes"
         ) from error
-    finally:
-        os.close(descriptor)

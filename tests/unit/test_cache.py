@@ -1,5 +1,6 @@
 """How large a cache is, and what it holds when several trainers fill it."""
 
+import os
 import threading
 
 import numpy as np
@@ -9,6 +10,7 @@ from partition_graphs import ring
 
 from distsage.config import TrainConfig
 from distsage.errors import UserError
+from distsage.launch.preflight import SHARED_MEMORY, sweep_leftovers
 from distsage.partition.parts import Parts
 from distsage.partition.run import partition
 from distsage.train.cache import fill_cache, ranking_note
@@ -84,6 +86,29 @@ def test_trainers_fill_one_copy_together(tmp_path, dtype, num_shares, num_cached
         rows[0][0] = 7
         assert (rows[num_shares - 1][0] == 7).all(), "the trainers share one copy"
     assert list(tmp_path.iterdir()) == [], "the segment has no name any more"
+
+
+def test_a_cache_that_nobody_has_mapped_yet_is_not_swept():
+    segment = SHARED_MEMORY / f"distsage.{os.getuid()}.test.{os.getpid()}.cache"
+    there = []
+
+    def barrier():
+        sweep_leftovers()  # another job starts on this host
+        there.append(segment.exists())
+
+    rows = fill_cache(
+        np.arange(3),
+        torch.empty(0, 2),
+        lambda gids: torch.ones(len(gids), 2),
+        segment,
+        share=0,
+        num_shares=1,
+        barrier=barrier,
+        mark=lambda doing, state: None,
+    )
+    assert there == [True, True]
+    assert not segment.exists()
+    assert torch.equal(rows, torch.ones(3, 2))
 
 
 def test_too_little_shared_memory(tmp_path):

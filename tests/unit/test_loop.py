@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from distsage.train.model import GraphSAGE
 
 from distsage.config import LocalConfig
 from distsage.train.batches import Batch
 from distsage.train.features import blocks_of, local_input
 from distsage.train.loop import fit
-from distsage.train.model import GraphSAGE
 from distsage.train.sampler import Sampler
 from distsage.train.trainers import Trainers
 from tests.unit.graphs import random_topology

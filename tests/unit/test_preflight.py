@@ -3,7 +3,6 @@
 import mmap
 import os
 import socket
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,16 +116,26 @@ def test_nodes_that_cannot_be_numbered(parts):
 
 def test_leftovers_are_swept_and_live_segments_are_not():
     prefix = f"distsage.{os.getuid()}.test.{os.getpid()}"
-    dead, live = (preflight.SHARED_MEMORY / f"{prefix}.{name}" for name in ("dead", "live"))
-    for path in (dead, live):
+    names = ("dead", "mapped", "opened")
+    dead, mapped, opened = (preflight.SHARED_MEMORY / f"{prefix}.{name}" for name in names)
+    for path in (dead, mapped, opened):
         path.write_bytes(b"x" * mmap.PAGESIZE)
-    with open(live, "r+b") as stream, mmap.mmap(stream.fileno(), 0):
-        time.sleep(2.1)  # younger segments may be about to be mapped
-        swept = preflight.sweep_leftovers()
-        assert dead.name in swept
-        assert not dead.exists()
-        assert live.exists()
-    live.unlink()
+    try:
+        with open(mapped, "r+b") as stream:
+            mapping = mmap.mmap(stream.fileno(), 0)
+        # As a job's that has just made it and not yet mapped it, however old it may be.
+        os.utime(opened, (1, 1))
+        with mapping, open(opened, "rb"):
+            preflight.sweep_leftovers()
+            assert not dead.exists()
+            assert mapped.exists()
+            assert opened.exists()
+        preflight.sweep_leftovers()
+        assert not mapped.exists()
+        assert not opened.exists()
+    finally:
+        for path in (dead, mapped, opened):
+            path.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", ["part1/node_feat.dgl", "topology/indices.npy"])
