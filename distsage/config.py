@@ -4,6 +4,8 @@ Runs on the login host and on every rank; imports nothing heavy. A field `num_pa
 `--num-parts` (`--num_parts` is accepted too) and the YAML key `num_parts`.
 """
 
+import os
+import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -100,6 +102,14 @@ class PartitionConfig(DatasetOptions):
         _require(self.batch_size >= 1, f"--batch-size is {self.batch_size}; it must be at least 1")
 
 
+def job_name() -> str:
+    """Slurm's number of this job; without Slurm, that of this process."""
+    return os.environ.get("SLURM_JOB_ID", str(os.getpid()))
+
+
+_RUN_DIR = Path("runs/DATE-JOB")
+
+
 @dataclass(frozen=True)
 class FeatureOptions:
     """How feature rows are kept."""
@@ -112,8 +122,9 @@ class FeatureOptions:
 class TrainingOptions(FeatureOptions):
     """What `train` and `local` have in common."""
 
-    run_dir: Path = Path("runs/latest")
-    """Directory for the resolved configuration, records, checkpoint and summary."""
+    run_dir: Path = _RUN_DIR
+    """Directory for the resolved configuration, records, checkpoint and summary. Left out, one of
+    the run's own below runs/, named by date, time and job, as in runs/2026-11-26-131502-4711."""
     num_epochs: int = 20
     """Passes over the train nodes."""
     num_hidden: int = 256
@@ -148,6 +159,9 @@ class TrainingOptions(FeatureOptions):
     """Everything drawn at random derives from this number."""
 
     def __post_init__(self) -> None:
+        if self.run_dir == _RUN_DIR:
+            own = time.strftime(f"%Y-%m-%d-%H%M%S-{job_name()}")
+            object.__setattr__(self, "run_dir", Path("runs", own))
         parse_fan_out(self.fan_out)
         _require(
             not (self.replace and self.sampler == "labor"),

@@ -1,9 +1,12 @@
 """Files and directories that appear only when they are whole. Used on every host."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import IO, Any
 from distsage.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -56,6 +60,51 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def own_directory(path: Path, owner: str, option: str) -> IO[str]:
+    """Make `path` unless it is there, and this process its owner.
+
+    The owner holds a lock on `owner.txt`, in which people can read who that is or was. The system
+    gives the lock back when the process ends, however it ends; on NFS, when its host is lost, once
+    the server misses that host. So no job that lives loses its directory to another one, and no
+    dead job blocks it. A file system without locks, such as Lustre mounted without them, cannot
+    promise that: there, two jobs may own one directory.
+
+    Returns:
+        The file that is locked; closing it gives the directory back.
+
+    Args:
+        path: a directory.
+        owner: what to call the owner, such as a job's name and its hosts.
+        option: with which the user has chosen `path`.
+
+    Raises:
+        UserError: the directory belongs to a process that lives, or cannot be written.
+    """
+    with explain_write_errors(path, option):
+        path.mkdir(parents=True, exist_ok=True)
+        # Locks on NFS need a file that is open for writing.
+        lock = os.fdopen(os.open(path / "owner.txt", os.O_CREAT | os.O_RDWR, 0o666), "r+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = lock.read().strip()
+        lock.close()
+        raise UserError(
+            f"{path} belongs to a job that is running ({owner}); name another {option}, or wait "
+            "until it has ended"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    with explain_write_errors(path / "owner.txt", option):
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        lock.truncate(0)
+        lock.write(f"{owner}, process {os.getpid()} on {socket.gethostname()}, since {started}\n")
+        lock.flush()
+        os.fsync(lock.fileno())
+    return lock
 
 
 def append_line(path: Path, line: str) -> None:

@@ -7,6 +7,8 @@ Seams:
     shared-memory names   DGL names segments by tensor and graph only. Two jobs on one host, or two
                           emulated hosts on one machine, would overwrite each other; every name
                           gets the job's and the host's prefix.
+    list of servers       DGL reads it from a file. On a network's file system a host may see an
+                          older one for a while; every rank has its own, in memory.
     own address           DGL looks for the first interface address that ip_config lists and falls
                           back to part 0 in silence; a rank is told its address instead.
     signed messages       DGL unpickles what arrives on an open port. Every message carries a keyed
@@ -75,7 +77,7 @@ class DGLJob:
     Attributes:
         assignment: the place of this rank.
         ip: this rank's own address.
-        ip_config: file with a line `IP PORT` per host, in the order of the parts.
+        servers: (ip, port) of every host's main server, in the order of the parts.
         part_config: the parts' DGL configuration.
         prefix: of the names of this host's shared-memory segments; no slash.
         secret: signs the job's messages.
@@ -85,7 +87,7 @@ class DGLJob:
 
     assignment: Assignment
     ip: str
-    ip_config: Path
+    servers: Sequence[tuple[str, int]]
     part_config: Path
     prefix: str
     secret: bytes
@@ -163,8 +165,12 @@ def _log_print(*words: Any, **_: Any) -> None:
     log.info(" ".join(map(str, words)))
 
 
-def _install(job: DGLJob) -> None:
-    """Put the seams into DGL's modules. Once per process, before `dgl.distributed.initialize`."""
+def _install(job: DGLJob) -> str:
+    """Put the seams into DGL's modules. Once per process, before `dgl.distributed.initialize`.
+
+    Returns:
+        The path of the list of servers, for `initialize`; it goes with this process.
+    """
 
     def prefixed(name: str) -> str:
         return f"{job.prefix}{name.lstrip('/')}"
@@ -193,10 +199,11 @@ def _install(job: DGLJob) -> None:
     rpc.register_service(_QUESTION_SERVICE, _Question, _Tensors)
 
     assignment = job.assignment
+    ip_config = _file_in_memory("".join(f"{ip} {port}\n" for ip, port in job.servers))
     os.environ.update(
         DGL_DIST_MODE="distributed",
         DGL_ROLE="server" if assignment.role == "server" else "client",
-        DGL_IP_CONFIG=str(job.ip_config),
+        DGL_IP_CONFIG=ip_config,
         DGL_CONF_PATH=str(job.part_config),
         DGL_NUM_SERVER=str(assignment.pairs_per_host),
         DGL_NUM_CLIENT=str(assignment.num_trainers),
@@ -206,6 +213,14 @@ def _install(job: DGLJob) -> None:
     )
     if assignment.role == "server":
         os.environ["DGL_SERVER_ID"] = str(assignment.server_id)
+    return ip_config
+
+
+def _file_in_memory(content: str) -> str:
+    """Path of a file that this process can read as long as it lives, and leaves nowhere."""
+    descriptor = os.memfd_create("ip_config")
+    os.write(descriptor, content.encode())
+    return f"/proc/self/fd/{descriptor}"
 
 
 def _unused_port(ip: str) -> int:
@@ -228,7 +243,7 @@ def serve(job: DGLJob, mark: Callable[[bool], None], answers: Mapping[str, Answe
         SystemExit: the trainers said goodbye; status 0.
         UserError: a feature does not fit the type that it is to be kept in.
     """
-    _install(job)
+    ip_config = _install(job)
     _answers.update(answers)
     load = dist_graph.load_partition_feats
 
@@ -257,7 +272,7 @@ def serve(job: DGLJob, mark: Callable[[bool], None], answers: Mapping[str, Answe
     rpc.recv_request = receive_and_mark
     rpc.wait_for_senders = mark_and_wait_for_senders
     try:
-        dgl.distributed.initialize(str(job.ip_config))
+        dgl.distributed.initialize(ip_config)
     finally:
         _unlink_segments(job)  # those of a part that could not be loaded
     sys.exit(0)
@@ -304,8 +319,7 @@ class GraphStore:
             graph_name: as the parts' configuration has it.
             offsets: int64 `[P + 1]`; part i owns the gids in [offsets[i], offsets[i + 1]).
         """
-        _install(job)
-        dgl.distributed.initialize(str(job.ip_config))
+        dgl.distributed.initialize(_install(job))
         self._graph = dist_graph.DistGraph(graph_name)
         self._feature_dtype: torch.dtype = getattr(torch, job.feature_dtype)
         self._client = kvstore.get_kvstore()

@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
-from distsage.config import TrainConfig
+from distsage.config import TrainConfig, job_name
 from distsage.errors import UserError
-from distsage.files import atomic_file, explain_write_errors
+from distsage.files import atomic_file, explain_write_errors, own_directory
 from distsage.launch import gpus
 from distsage.launch import hosts as host_lists
 from distsage.launch.place import Place, agree_on_place, join_mpi
@@ -54,6 +54,7 @@ class Job:
         dgl: what DGL has to know.
         store: torch.distributed's rendezvous; trainers only.
         device: what this rank's model computes on: "cpu", or a GPU such as "cuda:1".
+        owner: the lock of the run directory, which this process holds until it ends; on rank 0.
     """
 
     config: TrainConfig
@@ -66,6 +67,7 @@ class Job:
     dgl: "DGLJob"
     store: "TCPStore | None"
     device: str
+    owner: IO[str] | None
 
 
 def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
@@ -88,8 +90,10 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
     device = _agree_on_device(world, place)
     secret = world.broadcast("job secret", secrets.token_bytes(32))
     ports, store = _open_ports(world, place)
-    world.agree("run directory", lambda: _prepare_run_directory(world, config, place, ports))
-    world.agree("ip_config", lambda: _check_own_line(config, place))
+    owner = world.agree(
+        "run directory", lambda: _prepare_run_directory(world, config, place, ports)
+    )
+    world.agree("run directory", lambda: _check_shared(config, place))
     ring = Ring(
         rank=world.rank,
         labels=[f"rank {one.rank} ({one.role} on {hosts[one.host]})" for one in place.everyone],
@@ -99,6 +103,8 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
         log_directory=str(config.run_dir / "logs"),
         stall_timeout=config.stall_timeout,
     )
+    if world.rank == 0:
+        _marker(config, place).unlink()  # all ranks have seen it
     world.agree("logs", lambda: watched.join(ring))
     staged = None
     if config.stage is not None:
@@ -122,7 +128,7 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
         dgl=DGLJob(
             assignment=assignment,
             ip=place.own_address.ip,
-            ip_config=(config.run_dir / "ip_config.txt").resolve(),
+            servers=[(a.ip, port) for a, port in zip(place.addresses, ports, strict=True)],
             part_config=parts.dgl_config,
             prefix=f"distsage.{os.getuid()}.{place.name}.{assignment.host}.",
             secret=secret,
@@ -131,6 +137,7 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
         ),
         store=store,
         device=device,
+        owner=owner,
     )
 
 
@@ -212,15 +219,24 @@ def _join_store(place: Place, port: int, timeout: float) -> "TCPStore":
 
 def _prepare_run_directory(
     world: World, config: TrainConfig, place: Place, ports: list[int]
-) -> None:
-    """Make the run directory and write the list of servers that DGL reads. On rank 0."""
+) -> IO[str] | None:
+    """Make the run directory this job's, and write the list of servers for people. On rank 0.
+
+    Returns:
+        The directory's lock; None on other ranks.
+    """
     if world.rank != 0:
-        return
+        return None
+    owner = own_directory(
+        config.run_dir, f"job {job_name()} on {', '.join(place.hosts)}", "--run-dir"
+    )
     with explain_write_errors(config.run_dir, "--run-dir"):
-        (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        (config.run_dir / "logs").mkdir(exist_ok=True)
+        _marker(config, place).touch()
         with atomic_file(config.run_dir / "ip_config.txt", "w") as stream:
             for address, port in zip(place.addresses, ports, strict=True):
                 stream.write(f"{address.ip} {port}\n")
+    return owner
 
 
 def _failure_note(world: World, config: TrainConfig) -> str:
@@ -232,18 +248,19 @@ def _failure_note(world: World, config: TrainConfig) -> str:
     return note
 
 
-def _check_own_line(config: TrainConfig, place: Place) -> None:
-    """Hold this rank's address against the file that DGL will read."""
-    path = config.run_dir / "ip_config.txt"
-    host = place.assignment.host
-    if not path.exists():
+def _marker(config: TrainConfig, place: Place) -> Path:
+    """A file whose name was never there before, so that no host can remember it otherwise."""
+    return config.run_dir / "logs" / f".{place.name}"
+
+
+def _check_shared(config: TrainConfig, place: Place) -> None:
+    """See that the run directory of this host is the one that rank 0 has prepared."""
+    if not _marker(config, place).exists():
         raise UserError(
-            f"{path} is not visible on {place.hosts[host]}; choose a --run-dir on a file system "
-            "that all hosts share"
+            f"the --run-dir that this job has made, {config.run_dir}, is not visible on "
+            f"{place.hosts[place.assignment.host]}; choose one on a file system that all hosts "
+            "share"
         )
-    listed = host_lists.read_ip_config(path)[host]
-    own = place.own_address.ip
-    assert listed == own, f"{path} says {listed} for {place.hosts[host]}, which is {own}"
 
 
 def connect(job: Job, watched: Watched) -> "GraphStore":

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from distsage.config import JobOptions, PreflightConfig, TrainConfig
+from distsage.config import JobOptions, PreflightConfig, TrainConfig, job_name
 from distsage.errors import UserError
 from distsage.kernels import level
 from distsage.kernels.level import Level
@@ -176,9 +176,7 @@ def agree_on_place(
     )
     world.agree("clocks", lambda: preflight.check_clocks(by_host(clocks)))
     addresses = world.agree("addresses", lambda: _addresses(config, hosts, rank_hosts, facts))
-    name = world.broadcast(
-        "job name", f"{os.environ.get('SLURM_JOB_ID', os.getpid())}.{secrets.token_hex(4)}"
-    )
+    name = world.broadcast("job name", f"{job_name()}.{secrets.token_hex(4)}")
     own_ip = addresses[assignment.host].ip
     with ExitStack() as listeners:
         own_ports: list[int] = []

@@ -148,6 +148,8 @@ class Watched:
         logging.basicConfig(stream=log, level=logging.INFO, force=True)
         logging.raiseExceptions = False  # a log on a full disk is no matter for the job's stderr
         faulthandler.register(_DUMP_SIGNAL, file=log, all_threads=True)
+        # From now on a lack of progress counts; the last mark may be from a while ago.
+        self.mark("waiting for the other ranks to join", State.WAITING)
         self._send({"ring": asdict(ring)})
 
     def fail(self, cause: str, trace: str, status: int) -> NoReturn:

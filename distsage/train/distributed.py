@@ -74,9 +74,11 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     trainers = Trainers(assignment.trainer_rank, assignment.num_trainers)
     device = torch.device(job.device)
     set_threads(device)
+    run = None
     if trainers.rank == 0:
+        run = RunDirectory.begin(config.run_dir, config)
+        print(f"run directory {run.path}", flush=True)
         print(description(device), flush=True)
-    run = RunDirectory.begin(config.run_dir, config) if trainers.rank == 0 else None
 
     watched.mark("opening the topology", State.LOADING)
     topology = job.parts.topology()

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from distsage.config import LocalConfig
+from distsage.config import LocalConfig, job_name
 from distsage.data.graph import Graph, Topology
 from distsage.data.precision import cast_features
+from distsage.files import own_directory
 from distsage.kernels import level
 from distsage.kernels.rng import Purpose, stream_key
 from distsage.model.backend import by_kernels, choose_device, description, set_threads
@@ -79,9 +80,17 @@ def train(config: LocalConfig) -> dict[str, Any]:
     """
     device = choose_device(config.device)
     set_threads(device)
-    print(description(device), flush=True)
     graph, edge_cut = load(config)
+    with own_directory(config.run_dir, f"job {job_name()}", "--run-dir"):
+        return _train(config, device, graph, edge_cut)
+
+
+def _train(
+    config: LocalConfig, device: torch.device, graph: Graph, edge_cut: int
+) -> dict[str, Any]:
     run = RunDirectory.begin(config.run_dir, config)
+    print(f"run directory {run.path}", flush=True)
+    print(description(device), flush=True)
     topology = without_edges(graph.topology) if config.ignore_edges else graph.topology
     features = cast_features(dense_features(graph), config.feat_dtype)
     labels = torch.from_numpy(graph.labels)

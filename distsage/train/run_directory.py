@@ -5,7 +5,8 @@ epochs.jsonl        one JSON record per epoch
 model.safetensors   weights of the best validation epoch
 model.json          what is needed to rebuild the model and find its graph
 summary.json        the result; there when the run is finished
-ip_config.txt       addresses and ports of the servers (MPI jobs)
+ip_config.txt       addresses and ports of the servers (MPI jobs), for people
+owner.txt           the job that the directory belongs to, or belonged to last
 earlier-N/          the same files of earlier runs in this directory
 """
 

@@ -12,6 +12,8 @@ import pytest
 from conftest import Partitioned, planted
 from jobs import distsage, mpirun
 
+from distsage.files import own_directory
+
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]
 
 MPIRUN_SAYS = re.compile(r"^-{60,}\n.*?^-{60,}\n", re.MULTILINE | re.DOTALL)
@@ -65,6 +67,15 @@ def test_a_run_directory_that_cannot_be_written(partitioned: Partitioned, tmp_pa
     refuse_train(2, ["--parts", partitioned(planted(), 1)], run_dir, "--run-dir", str(run_dir))
 
 
+def test_a_run_directory_of_a_job_that_runs(partitioned: Partitioned, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    arguments = ["--parts", partitioned(planted(), 1), "--run-dir", run_dir]
+    with own_directory(run_dir, "job 4711 on a, b", "--run-dir"):
+        ended = mpirun(2, "-m", "distsage", "train", *arguments, status=2)
+    check_sentence(ended, f"{run_dir} belongs to a job that is running (job 4711 on a, b, process ")
+    assert [path.name for path in run_dir.iterdir()] == ["owner.txt"]
+
+
 def test_a_disk_that_fills_while_training(partitioned: Partitioned, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     options = ["--parts", partitioned(planted(), 2), "--emulated-hosts", 2, "--num-epochs", 1]
@@ -77,7 +88,7 @@ def test_a_disk_that_fills_while_training(partitioned: Partitioned, tmp_path: Pa
     assert said in ours[0]
     # The note is there, although nothing could be written to it.
     names = {path.name for path in run_dir.iterdir()}
-    assert names == {"config.yaml", "ip_config.txt", "logs", "failure.txt"}
+    assert names == {"config.yaml", "ip_config.txt", "owner.txt", "logs", "failure.txt"}
 
 
 def test_without_mpirun(partitioned: Partitioned, tmp_path: Path) -> None:

@@ -70,6 +70,15 @@ def test_a_job_trains_and_leaves_a_whole_run_directory(
     assert all(np.isfinite(array).all() for array in weights(run_dir).values())
 
 
+def test_no_rank_reads_the_list_of_servers_that_is_there_for_people(
+    partitioned: Partitioned, tmp_path: Path
+) -> None:
+    program = Path(__file__).with_name("stale_list_program.py")
+    options = ["--parts", partitioned(planted(), 2), "--run-dir", tmp_path / "run", *QUICK]
+    mpirun(4, program, *options, "--emulated-hosts", 2)
+    assert summary(tmp_path / "run")["epochs"] == 4
+
+
 @pytest.fixture(scope="module")
 def first(partitioned: Partitioned, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 2 hosts, one worker per trainer, that others are held against."""

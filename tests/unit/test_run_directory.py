@@ -1,8 +1,11 @@
 """A disk that fills: one sentence, and every file of a run is whole, or as it was."""
 
 import json
+import os
 import re
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +76,43 @@ def test_a_full_disk_leaves_every_file_as_it_was(
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
 
 
+def test_a_directory_has_one_owner_as_long_as_that_lives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts, run_dir = tmp_path / "parts", tmp_path / "run"
+    partition(random_directed(60, 300), 1, parts, method="random")
+    local = ["local", "--parts", str(parts), "--run-dir", str(run_dir), "--num-epochs", "1"]
+    hold = (
+        "import time; from pathlib import Path; from distsage.files import own_directory\n"
+        f"lock = own_directory(Path({str(run_dir)!r}), 'job 4711 on a, b', '--run-dir')\n"
+        "print('held', flush=True); time.sleep(120)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(SystemExit) as end:
+            main(local)
+        other.kill()  # as a job whose host is lost: nothing is put in order
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    belongs = f"distsage: {run_dir} belongs to a job that is running (job 4711 on a, b, process "
+    assert said.startswith(belongs)
+    assert said.endswith("; name another --run-dir, or wait until it has ended\n")
+    assert [path.name for path in run_dir.iterdir()] == ["owner.txt"]
+    for _ in range(2):  # the dead one's, and one's own of before
+        main(local)
+    assert (run_dir / "earlier-1" / "summary.json").exists()
+
+
+def test_runs_that_name_no_directory_do_not_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    pattern = r"runs/\d{4}-\d\d-\d\d-\d{6}-4711"
+    assert re.fullmatch(pattern, str(LocalConfig(dataset="cora").run_dir))
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert str(LocalConfig(dataset="cora").run_dir).endswith(f"-{os.getpid()}")
+    assert LocalConfig(dataset="cora", run_dir=Path("runs/x")).run_dir == Path("runs/x")
+
+
 def test_training_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts, run_dir = tmp_path / "parts", tmp_path / "run"
     partition(random_directed(60, 300), 1, parts, method="random")
@@ -85,5 +125,5 @@ def test_training_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert said.startswith(f"distsage: cannot write {run_dir / 'model.safetensors'}: ")
     assert said.endswith("; make room there, or name another --run-dir\n")
     assert said.count("\n") == 1
-    assert {path.name for path in run_dir.iterdir()} == {"config.yaml", "epochs.jsonl"}
+    assert {path.name for path in run_dir.iterdir()} == {"config.yaml", "epochs.jsonl", "owner.txt"}
     assert len((run_dir / "epochs.jsonl").read_text().splitlines()) == 1
