@@ -3,7 +3,7 @@
 WHAT is
     files       every file that is checked, or copied by --stage, takes SLOW_SECONDS
     work        the first server reads its part, and the first trainer computes layer 0 of its
-                nodes, for several times LONG_SECONDS
+                nodes, for LONG_SECONDS
     hung-load   the first server stops to read its part after a while
     hung-layer  the first trainer is stuck in its second evaluation
 """
@@ -19,7 +19,7 @@ from typing import Any
 from distsage.cli import main
 
 SLOW_SECONDS = 4.0
-LONG_SECONDS = 25.0
+LONG_SECONDS = 40.0
 RANK = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMIX_RANK"))
 
 
