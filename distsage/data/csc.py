@@ -4,10 +4,10 @@ Runs on the login host and in the local run. Every function is linear in nodes a
 needs no more than one further array of E indices beside its result.
 """
 
-import numba
 import numpy as np
 
 from distsage.data.graph import Topology
+from distsage.kernels.compiled import compiled
 
 
 def index_dtype(num_nodes: int) -> type[np.int32] | type[np.int64]:
@@ -53,7 +53,7 @@ def symmetrise(topology: Topology) -> Topology:
     return Topology(indptr, indices)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _count(keys: np.ndarray, num_nodes: int) -> np.ndarray:
     indptr = np.zeros(num_nodes + 1, np.int64)
     for key in keys:
@@ -63,14 +63,14 @@ def _count(keys: np.ndarray, num_nodes: int) -> np.ndarray:
     return indptr
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _scatter(keys: np.ndarray, values: np.ndarray, position: np.ndarray, out: np.ndarray) -> None:
     for edge in range(len(keys)):
         out[position[keys[edge]]] = values[edge]
         position[keys[edge]] += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _scatter_rows(
     indptr: np.ndarray, indices: np.ndarray, position: np.ndarray, out: np.ndarray
 ) -> None:
@@ -80,7 +80,7 @@ def _scatter_rows(
             position[indices[edge]] += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _merge(
     indptr_a: np.ndarray,
     indices_a: np.ndarray,

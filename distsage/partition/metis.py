@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import numba
 import numpy as np
 
 from distsage.data.csc import symmetrise
 from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
+from distsage.kernels.compiled import compiled
 
 PartMethod = Literal["metis", "random"]
 
@@ -161,7 +161,7 @@ def _metis(
             path.unlink(missing_ok=True)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _without_loops(indptr: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A copy without self-loops, both arrays int64, as METIS wants them."""
     kept_indptr = np.zeros_like(indptr)

@@ -5,10 +5,10 @@ Source: Kaler et al., SALIENT++, arXiv 2305.03152, section 4 (vertex-inclusion p
 
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 
 from distsage.data.graph import Topology
+from distsage.kernels.compiled import compiled
 
 
 def inclusion_probability(
@@ -76,7 +76,7 @@ def rank_remote(
     return reached[order].astype(topology.indices.dtype)
 
 
-@numba.njit(cache=True)
+@compiled
 def _spread(
     indptr: np.ndarray,
     indices: np.ndarray,

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from distsage.data.graph import Topology
+from distsage.kernels.compiled import compiled
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def part_topology(topology: Topology, order: Order, part: int) -> Topology:
     return Topology(indptr, indices)
 
 
-@numba.njit(cache=True)
+@compiled
 def _relabel(
     indptr: np.ndarray,
     indices: np.ndarray,

@@ -151,7 +151,7 @@ def _train(
     def epoch_batches(epoch: int) -> Iterator[Batch]:
         steps.epoch = epoch
         if device.type == "cuda":  # a thread fills pinned memory, which the workers cannot share
-            yield from prepare_ahead(enumerate(loader), prepare, gatherer, 1, _BATCH_TIMEOUT)
+            yield from prepare_ahead(enumerate(loader), prepare, gatherer, 1)
         else:
             yield from map(prepare, enumerate(loader))
 

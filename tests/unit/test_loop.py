@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from distsage.train.model import GraphSAGE
 
 from distsage.config import LocalConfig
+from distsage.model.graphsage import GraphSAGE
 from distsage.train.batches import Batch
 from distsage.train.features import blocks_of, local_input
 from distsage.train.loop import fit
