@@ -1,7 +1,6 @@
 """Names, order and addresses of the hosts: pure functions of what the ranks gathered."""
 
 import ipaddress
-import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
@@ -29,10 +28,15 @@ class Address:
     network: str
     speed: int
 
+    @property
+    def is_routed(self) -> bool:
+        """Whether the network is this address alone, as clouds have it: a router joins the hosts."""
+        return self.network.endswith("/32")
 
-def own_name() -> str:
-    """This host's name: Slurm's name of it inside a Slurm job, else the host name."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    @property
+    def link(self) -> str:
+        """What addresses that reach each other have in common: network, or interface if routed."""
+        return self.interface if self.is_routed else self.network
 
 
 def own_addresses() -> list[Address]:
@@ -85,11 +89,49 @@ def expand_nodelist(nodelist: str) -> list[str]:
     return names
 
 
+def name_hosts(
+    system_names: Sequence[str], slurm_names: Sequence[str | None], nodelist: str | None
+) -> list[str]:
+    """The name of every rank's host as Slurm lists it, else as the host calls itself.
+
+    SLURMD_NODENAME tells, unless the launcher has copied it from the batch host to every rank, as
+    Intel MPI's does: it is believed only when all hosts of the list occur, each on one machine.
+    Otherwise a host is found in the list by its own name, where a fully qualified name and a short
+    one can mean the same.
+
+    Args:
+        system_names: what the host of every rank calls itself.
+        slurm_names: SLURMD_NODENAME of every rank.
+        nodelist: Slurm's compressed list of the job's hosts, if there is one.
+
+    Raises:
+        UserError: the list is malformed.
+    """
+    if nodelist is None:
+        return list(system_names)
+    listed = expand_nodelist(nodelist)
+    machines = set(zip(slurm_names, system_names, strict=True))
+    if set(slurm_names) == set(listed) and len(machines) == len(listed):
+        return [str(name) for name in slurm_names]
+    return [_listed_name(name, listed) or name for name in system_names]
+
+
+def _listed_name(name: str, listed: Sequence[str]) -> str | None:
+    """The one name in Slurm's list that means the host `name`."""
+    if name in listed:
+        return name
+    short = name.partition(".")[0]
+    same = [one for one in listed if short in (one, one.partition(".")[0])]
+    # Of two fully qualified names, different ones mean different hosts.
+    same = [one for one in same if "." not in one or "." not in name]
+    return same[0] if len(same) == 1 else None
+
+
 def order_hosts(rank_hosts: Sequence[str], nodelist: str | None) -> list[str]:
     """Order the job's hosts: as Slurm lists them, otherwise by their first rank.
 
     Args:
-        rank_hosts: the host name of every rank.
+        rank_hosts: the host of every rank, as `name_hosts` names it.
         nodelist: Slurm's compressed list of the job's hosts, if there is one.
 
     Raises:
@@ -99,6 +141,8 @@ def order_hosts(rank_hosts: Sequence[str], nodelist: str | None) -> list[str]:
     if nodelist is None:
         return present
     listed = expand_nodelist(nodelist)
+    if len(present) == len(listed) and not set(present) & set(listed):
+        return present  # Slurm has names of its own for them: only the numbers can be compared
     strangers = [name for name in present if name not in listed]
     if strangers:
         raise UserError(
@@ -123,7 +167,8 @@ def choose_addresses(
         hosts: names, in the order of the parts.
         addresses: what each host has.
         wanted: an interface name or a network in CIDR notation; None takes the fastest network on
-            which every host has an address of its own.
+            which every host has an address of its own. Where none is, addresses without a network
+            (/32) on interfaces of one name will do: whether they are joined, `check_reach` tells.
 
     Raises:
         UserError: a host has no address on the wanted interface, or no network joins all hosts.
@@ -133,17 +178,18 @@ def choose_addresses(
     if len(hosts) == 1 and not addresses[hosts[0]]:
         return [Address("lo", "127.0.0.1", "127.0.0.0/8", 0)]
     best: list[Address] = []
+    best_rank = (False, 0)
     for candidate in addresses[hosts[0]]:
         chosen = [
-            next((a for a in addresses[host] if a.network == candidate.network), None)
-            for host in hosts
+            next((a for a in addresses[host] if a.link == candidate.link), None) for host in hosts
         ]
         present = [address for address in chosen if address is not None]
         # A bridge such as docker0 has the same address everywhere and joins nobody.
         if len({address.ip for address in present}) != len(hosts):
             continue
-        if not best or min(a.speed for a in present) > min(a.speed for a in best):
-            best = present
+        rank = (not candidate.is_routed, min(address.speed for address in present))
+        if not best or rank > best_rank:
+            best, best_rank = present, rank
     if not best:
         raise UserError(
             "no network joins all hosts of the job: "
@@ -155,7 +201,7 @@ def choose_addresses(
 
 def _wanted_address(host: str, addresses: Sequence[Address], wanted: str) -> Address:
     try:
-        network = ipaddress.ip_network(wanted)
+        network = ipaddress.ip_interface(wanted).network  # takes a host's address with a mask, too
     except ValueError:
         matches = [a for a in addresses if a.interface == wanted]
     else:

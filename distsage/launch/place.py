@@ -8,6 +8,7 @@ the job ends with one sentence.
 
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -67,9 +68,20 @@ class Place(Generic[Config]):
 
 @dataclass(frozen=True)
 class _RankFacts:
-    """What each rank tells the others of its host."""
+    """What each rank tells the others of its host.
 
-    host: str
+    Attributes:
+        system_name: what the host calls itself.
+        slurm_name: SLURMD_NODENAME.
+        nodelist: Slurm's list of the job's hosts.
+        addresses: of the host's interfaces.
+        watcher_port: where the rank's watcher listens.
+        versions: of what has to be equal everywhere.
+    """
+
+    system_name: str
+    slurm_name: str | None
+    nodelist: str | None
     addresses: list[host_lists.Address]
     watcher_port: int
     versions: dict[str, str]
@@ -148,7 +160,9 @@ def agree_on_place(
     facts = world.gather_all(
         "hosts",
         _RankFacts(
-            host_lists.own_name(),
+            socket.gethostname(),
+            os.environ.get("SLURMD_NODENAME"),
+            os.environ.get("SLURM_JOB_NODELIST"),
             host_lists.own_addresses(),
             watched.port,
             preflight.versions(),
@@ -156,16 +170,19 @@ def agree_on_place(
         ),
     )
     clocks = world.gather_all("clocks", time.time())
-    world.host_of = [fact.host for fact in facts]
-    hosts, rank_hosts = world.agree("hosts", lambda: _layout(config, facts))
+    world.host_of = [fact.system_name for fact in facts]
+    machines = world.agree("hosts", lambda: _machines(config, facts))
+    world.host_of = machines
+    nodelist = facts[0].nodelist  # a launcher need not carry it to every rank
+    hosts, rank_hosts = world.agree("hosts", lambda: _layout(config, machines, nodelist))
     everyone = world.agree(
         "pairing", lambda: [assign(rank, rank_hosts, hosts) for rank in range(world.size)]
     )
     assignment = everyone[world.rank]
     firsts = [rank_hosts.index(host) for host in range(len(hosts))]
     is_first = firsts[assignment.host] == world.rank
-    _set_threads(assignment, facts)
-    _set_level(world, facts)
+    _set_threads(assignment, machines)
+    _set_level(world, machines, facts)
 
     def by_host(values: list[Any]) -> dict[str, Any]:
         return {host: values[first] for host, first in zip(hosts, firsts, strict=True)}
@@ -204,9 +221,7 @@ def agree_on_place(
     )
     watched.mark("preflight")
     # Emulated hosts share one machine, and its first rank acts for all of them.
-    hosted = [
-        host for host, first in enumerate(firsts) if facts[first].host == facts[world.rank].host
-    ]
+    hosted = [host for host, first in enumerate(firsts) if machines[first] == machines[world.rank]]
     acts_for_machine = firsts[hosted[0]] == world.rank
     if acts_for_machine:
         preflight.sweep_leftovers()
@@ -233,29 +248,39 @@ def agree_on_place(
         ],
         is_first=is_first,
         trainer_on_machine=sum(
-            facts[rank].host == facts[world.rank].host
+            machines[rank] == machines[world.rank]
             for rank in range(0, world.rank - world.rank % 2, 2)
         ),
         parts=parts,
     )
 
 
-def _layout(config: JobOptions, facts: list[_RankFacts]) -> tuple[list[str], list[int]]:
+def _machines(config: JobOptions, facts: list[_RankFacts]) -> list[str]:
+    """The name of the machine that each rank runs on."""
+    return host_lists.name_hosts(
+        [fact.system_name for fact in facts],
+        [fact.slurm_name for fact in facts],
+        None if config.emulated_hosts is not None else facts[0].nodelist,
+    )
+
+
+def _layout(
+    config: JobOptions, machines: list[str], nodelist: str | None
+) -> tuple[list[str], list[int]]:
     """Names of the hosts in the order of the parts, and every rank's host index."""
-    names = [fact.host for fact in facts]
     if config.emulated_hosts is not None:
-        if len(set(names)) != 1:
+        if len(set(machines)) != 1:
             raise UserError(
                 "--emulated-hosts acts as several hosts on one machine, but the ranks run on "
-                f"{', '.join(dict.fromkeys(names))}; leave it out on a cluster"
+                f"{', '.join(dict.fromkeys(machines))}; leave it out on a cluster"
             )
-        layout = emulated_layout(len(names), config.emulated_hosts)
-        return [f"{names[0]}#{host}" for host in range(config.emulated_hosts)], layout
-    order = host_lists.order_hosts(names, os.environ.get("SLURM_JOB_NODELIST"))
-    return order, [order.index(name) for name in names]
+        layout = emulated_layout(len(machines), config.emulated_hosts)
+        return [f"{machines[0]}#{host}" for host in range(config.emulated_hosts)], layout
+    order = host_lists.order_hosts(machines, nodelist)
+    return order, [order.index(name) for name in machines]
 
 
-def _set_threads(assignment: Assignment, facts: list[_RankFacts]) -> None:
+def _set_threads(assignment: Assignment, machines: list[str]) -> None:
     """Share the cores that this rank may use among the trainers that share them.
 
     Must come before torch and DGL are imported. A value that the user set stays.
@@ -263,13 +288,12 @@ def _set_threads(assignment: Assignment, facts: list[_RankFacts]) -> None:
     if assignment.role == "server":
         threads = 1
     else:
-        machines = len({fact.host for fact in facts})
-        trainers_here = assignment.num_trainers // machines
+        trainers_here = assignment.num_trainers // len(set(machines))
         threads = max(1, usable_cores() // trainers_here)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
-def _set_level(world: World, facts: list[_RankFacts]) -> None:
+def _set_level(world: World, machines: list[str], facts: list[_RankFacts]) -> None:
     """Have all ranks compute at one level, the lowest of their processors'.
 
     Must come before numba, torch and DGL are imported.
@@ -277,7 +301,9 @@ def _set_level(world: World, facts: list[_RankFacts]) -> None:
     lowest = min(fact.level for fact in facts)
     level.hold_to(lowest)
     if world.rank == 0 and any(fact.level > lowest for fact in facts):
-        those = dict.fromkeys(fact.host for fact in facts if fact.level == lowest)
+        those = dict.fromkeys(
+            machine for machine, fact in zip(machines, facts, strict=True) if fact.level == lowest
+        )
         print(
             f"kernels {lowest} on all hosts, because {', '.join(those)} can run no higher level; "
             "hosts of one kind would be faster",

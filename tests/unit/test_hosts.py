@@ -11,6 +11,7 @@ from distsage.launch.hosts import (
     choose_addresses,
     emulated_addresses,
     expand_nodelist,
+    name_hosts,
     order_hosts,
     own_addresses,
     read_ip_config,
@@ -55,6 +56,35 @@ def test_hosts_that_differ_from_slurms(rank_hosts, nodelist, sentence):
         order_hosts(rank_hosts, nodelist)
 
 
+def test_hosts_that_slurm_calls_otherwise_come_as_they_are():
+    assert order_hosts(["ip-2", "ip-2", "ip-1", "ip-1"], "n[1-2]") == ["ip-2", "ip-1"]
+    with pytest.raises(UserError, match="ranks run on ip-2"):
+        order_hosts(["ip-2", "ip-2"], "n[1-2]")
+
+
+@pytest.mark.parametrize(
+    ("system_names", "slurm_names", "nodelist", "names"),
+    [
+        (["n1", "n2"], [None, None], None, ["n1", "n2"]),
+        (["n1", "n2"], ["n1", "n2"], "n[1-2]", ["n1", "n2"]),
+        # Copied from the batch host to every rank.
+        (["n1", "n1", "n2", "n2"], ["n1"] * 4, "n[1-2]", ["n1", "n1", "n2", "n2"]),
+        (["n1", "n2"], ["n1", "n1"], "n1", ["n1", "n2"]),
+        # Fully qualified here, short there.
+        (["n1.site", "n2.site"], ["n1", "n1"], "n[1-2]", ["n1", "n2"]),
+        (["n1", "n2"], [None, None], "n[1-2].site", ["n1.site", "n2.site"]),
+        (["n1.here", "n2.here"], [None, None], "n[1-2].there", ["n1.here", "n2.here"]),
+        (["n1"], [None], "n1.here,n1.there", ["n1"]),
+        # Slurm has its own names for hosts, and tells them to every rank, or to none.
+        (["ip-7", "ip-8"], ["n1", "n2"], "n[1-2]", ["n1", "n2"]),
+        (["localhost", "localhost"], ["n1", "n2"], "n[1-2]", ["n1", "n2"]),
+        (["ip-7", "ip-8"], ["n1", "n1"], "n[1-2]", ["ip-7", "ip-8"]),
+    ],
+)
+def test_names_of_hosts(system_names, slurm_names, nodelist, names):
+    assert name_hosts(system_names, slurm_names, nodelist) == names
+
+
 def eth(last, speed=1000):
     return Address("eth0", f"10.0.0.{last}", "10.0.0.0/24", speed)
 
@@ -73,7 +103,22 @@ def test_the_fastest_network_that_joins_all_hosts():
     assert choose_addresses(["a", "b"], one_without, None) == [eth(1), eth(2)]
 
 
-@pytest.mark.parametrize("wanted", ["eth0", "10.0.0.0/24"])
+def routed(interface, last, speed=0):
+    return Address(interface, f"10.2.0.{last}", f"10.2.0.{last}/32", speed)
+
+
+def test_addresses_without_a_network():
+    """As clouds have them: what they have in common is the interface."""
+    cloud = {"a": [DOCKER, routed("tun0", 3), routed("ens4", 1, 10)], "b": [routed("ens4", 2, 10)]}
+    assert choose_addresses(["a", "b"], cloud, None) == [cloud["a"][2], cloud["b"][0]]
+    # A network that both have is surer, whatever the speeds.
+    both = {"a": [routed("ens4", 1, 9000), eth(1)], "b": [eth(2), routed("ens4", 2, 9000)]}
+    assert choose_addresses(["a", "b"], both, None) == [eth(1), eth(2)]
+    with pytest.raises(UserError, match="no network joins all hosts"):
+        choose_addresses(["a", "b"], {"a": [routed("ens4", 1)], "b": [routed("ens5", 2)]}, None)
+
+
+@pytest.mark.parametrize("wanted", ["eth0", "10.0.0.0/24", "10.0.0.7/24"])
 def test_the_wanted_interface(wanted):
     both = {"a": [eth(1), ib(1)], "b": [eth(2), ib(2)]}
     assert choose_addresses(["a", "b"], both, wanted) == [eth(1), eth(2)]
