@@ -1,10 +1,12 @@
 """tools/cluster: hosts are apart, jobs run on them, faults are seen, nothing is left."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,14 @@ def machine() -> tuple[list[str], list[str]]:
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     links = subprocess.run(["ip", "-o", "-br", "link"], capture_output=True, text=True, check=True)
     return sorted(mounts), links.stdout.splitlines()
+
+
+@pytest.fixture
+def other(cluster: SlurmCluster) -> Iterator[str]:
+    """The name of another cluster, which is taken down when the test has ended, however it did."""
+    name = f"{cluster.name}-other"
+    yield name
+    assert run_tool("--name", name, "down").returncode == 0
 
 
 def test_up_again_says_so(cluster: SlurmCluster) -> None:
@@ -201,69 +211,83 @@ def test_crash_is_silence_and_restore_brings_the_host_back(
     assert cluster.complete(job) == "node4\n"
 
 
-def test_second_cluster_with_bandwidth_and_down_leaves_nothing(cluster: SlurmCluster) -> None:
-    name = f"{cluster.name}-second"
+def test_second_cluster_with_bandwidth_and_down_leaves_nothing(
+    cluster: SlurmCluster, other: str
+) -> None:
     before = machine()
-    second = SlurmCluster(name, ["node1", "node2"])
-    try:
-        second.tool("up", "--hosts", "2", "--rate", "100mbit", "--shm-size", "64m")
-        # Both directions: what the host sends, and what the bridge sends to it.
-        for host, device in (("node2", "eth0"), ("controller", "node2")):
-            limits = second.exec(host, "tc", "qdisc", "show", "dev", device)
-            assert "tbf" in limits
-            assert "rate 100Mbit" in limits
-        assert "tbf" not in cluster.exec("node2", "tc", "qdisc", "show", "dev", "eth0")
-        assert "64M" in second.exec("node1", "df", "-h", "/dev/shm")
-        assert second.exec("node1", "hostname", "-i") == cluster.exec("node1", "hostname", "-i")
-        second.exec("node2", "sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo segment >/dev/shm/it")
-        own = {
-            ns
-            for host in ("controller", "node1", "node2")
-            for ns in second.exec(
-                host, "sh", "-c", "readlink /proc/1/ns/net /proc/1/ns/mnt /proc/1/ns/pid"
-            ).split()
-        }
-        assert len(own) == 9
-        assert traces(name, own)
-    finally:
-        second.tool("down")
-    assert traces(name, own) == []
+    second = SlurmCluster(other, ["node1", "node2"])
+    second.tool("up", "--hosts", "2", "--rate", "100mbit", "--shm-size", "64m")
+    # Both directions: what the host sends, and what the bridge sends to it.
+    for host, device in (("node2", "eth0"), ("controller", "node2")):
+        limits = second.exec(host, "tc", "qdisc", "show", "dev", device)
+        assert "tbf" in limits
+        assert "rate 100Mbit" in limits
+    assert "tbf" not in cluster.exec("node2", "tc", "qdisc", "show", "dev", "eth0")
+    assert "64M" in second.exec("node1", "df", "-h", "/dev/shm")
+    assert second.exec("node1", "hostname", "-i") == cluster.exec("node1", "hostname", "-i")
+    second.exec("node2", "sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo segment >/dev/shm/it")
+    own = {
+        ns
+        for host in ("controller", "node1", "node2")
+        for ns in second.exec(
+            host, "sh", "-c", "readlink /proc/1/ns/net /proc/1/ns/mnt /proc/1/ns/pid"
+        ).split()
+    }
+    assert len(own) == 9
+    assert traces(other, own)
+    second.tool("down")
+    assert traces(other, own) == []
     assert machine() == before
     assert "down already" in second.tool("down")
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_interrupted_up_leaves_nothing(cluster: SlurmCluster, end: signal.Signals) -> None:
-    name = f"{cluster.name}-interrupted"
+def test_interrupted_up_leaves_nothing(other: str, end: signal.Signals, tmp_path: Path) -> None:
     before = machine()
+    # node2 says that it has come so far, and goes no further: `up` waits for it.
+    come = tmp_path / "come"
+    os.mkfifo(come)
+    path = fake_hostname(tmp_path, f"echo here >{come}; exec sleep infinity")
     up = subprocess.Popen(
-        [sys.executable, TOOL, "--name", name, "up"], stderr=subprocess.PIPE, text=True
+        [sys.executable, TOOL, "--name", other, "up"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PATH": path},
     )
-    deadline = time.monotonic() + 30
-    while not (STATES / f"distsage-cluster-{name}" / "log" / "node1").exists():
-        assert time.monotonic() < deadline
-    up.send_signal(end)
-    _, errors = up.communicate(timeout=30)
+    try:
+        listening = os.open(come, os.O_RDWR)  # does not wait for a writer
+        assert select.select([listening], [], [], 30)[0], "node2 does not start"
+        os.close(listening)
+        up.send_signal(end)
+        _, errors = up.communicate(timeout=30)
+    finally:
+        up.kill()
+        up.wait()
     assert up.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[end]
     assert "Traceback" not in errors
     if end == signal.SIGKILL:  # nobody can clean up after itself then: down does
-        assert traces(name, set())
-        assert run_tool("--name", name, "status").returncode == 2
-        assert run_tool("--name", name, "down").returncode == 0
-    assert traces(name, set()) == []
+        assert traces(other, set())
+        assert run_tool("--name", other, "status").returncode == 2
+        assert run_tool("--name", other, "down").returncode == 0
+    assert traces(other, set()) == []
     assert machine() == before
 
 
-def test_host_that_does_not_come_is_named(cluster: SlurmCluster, tmp_path: Path) -> None:
-    name = f"{cluster.name}-broken"
-    fake = tmp_path / "hostname"
-    fake.write_text('#!/bin/sh\n[ "$1" != node2 ] || { echo its disk is broken; exit 1; }\n')
-    fake.chmod(0o755)
-    answer = run_tool("--name", name, "up", env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+def test_host_that_does_not_come_is_named(other: str, tmp_path: Path) -> None:
+    path = fake_hostname(tmp_path, "echo its disk is broken; exit 1")
+    answer = run_tool("--name", other, "up", env={"PATH": path})
     assert answer.returncode == 2
     assert answer.stderr.startswith("cluster: node2 ")
     assert "its disk is broken" in answer.stderr
-    assert traces(name, set()) == []
+    assert traces(other, set()) == []
+
+
+def fake_hostname(directory: Path, on_node2: str) -> str:
+    """A PATH where hosts of a cluster find a `hostname` that does something else on node2."""
+    fake = directory / "hostname"
+    fake.write_text(f'#!/bin/sh\n[ "$1" != node2 ] || {{ {on_node2}; }}\n')
+    fake.chmod(0o755)
+    return f"{directory}:{os.environ['PATH']}"
 
 
 def test_without_root_one_sentence(tmp_path: Path) -> None:
