@@ -7,8 +7,11 @@ SHELL := /bin/bash
 
 RUN := .venv/bin/python -m distsage
 PYTEST := .venv/bin/python -m pytest
+TESTS := tests/unit tests/mpi
+# A worker that dies of a signal ends the run; xdist 3.8 can wait for ever for one in its place.
+TWO_AT_A_TIME := -n 2 --dist loadfile --max-worker-restart=0
 
-.PHONY: help install demo partition local submit test check format cluster-up cluster-down \
+.PHONY: help install mpis demo partition local submit test check format cluster-up cluster-down \
 	test-cluster bench bench-quick accuracy
 
 help: ## list the targets
@@ -34,10 +37,13 @@ submit: ## PARTS_DIR=… [RUN_DIR=…] [SBATCH_ARGS=…] [ARGS=…]: submit sbat
 	  --parts '$(or $(PARTS_DIR),$(error say PARTS_DIR=…, what make partition wrote))' \
 	  $(if $(RUN_DIR),--run-dir '$(RUN_DIR)') $(ARGS)
 
-test: install ## unit and MPI tests
-	@$(PYTEST) tests/unit tests/mpi -n 2 --dist loadfile -o timeout=900 $(ARGS)
+mpis: install ## MPICH and Intel MPI beside the environment, for the tests
+	@tools/install_mpis.sh
 
-test-cluster: install ## tests on a Slurm cluster on this machine (root; installs Debian packages)
+test: mpis ## unit and MPI tests
+	@$(PYTEST) $(TESTS) $(TWO_AT_A_TIME) -o timeout=900 $(ARGS)
+
+test-cluster: mpis ## tests on a Slurm cluster on this machine (root; installs Debian packages)
 	@$(PYTEST) tests/cluster -o timeout=1500 $(ARGS)
 
 cluster-up: install ## bring up a Slurm cluster of four hosts on this machine (root)
