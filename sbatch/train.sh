@@ -49,13 +49,22 @@ if [[ $DISTSAGE_MPI == site ]]; then
 else
   mpirun=$DISTSAGE_VENV/bin/mpirun
 fi
-version=$("${mpirun:-false}" --version 2>/dev/null | head -1) || true
+version=$("${mpirun:-false}" --version 2>/dev/null | head -2) || true
 case $version in
   *"Open MPI"*) library=libmpi.so.40 ;;
   *) library=libmpi.so.12 ;; # MPICH, Intel MPI, MVAPICH
 esac
-# mpi4py would take the virtual environment's library, where there is one.
-[[ $DISTSAGE_MPI == site ]] && export MPI4PY_LIBMPI=${MPI4PY_LIBMPI:-$library}
+case $version in
+  "HYDRA build details"*) version="MPICH ${version##* }" ;;
+  *) version=${version%%$'\n'*} ;;
+esac
+# mpi4py would take the virtual environment's library, where there is one. The library is beside
+# mpirun or where the system finds it; Intel's finds its own libraries only by a whole path.
+if [[ $DISTSAGE_MPI == site ]]; then
+  beside=${mpirun%/bin/*}/lib/$library
+  [[ $mpirun == */bin/* && -e $beside ]] && library=$beside
+  export MPI4PY_LIBMPI=${MPI4PY_LIBMPI:-$library}
+fi
 
 launcher=${DISTSAGE_LAUNCHER:-mpirun}
 case $launcher in
@@ -73,6 +82,8 @@ case $launcher in
     launch=(srun "--mpi=${SLURM_MPI_TYPE:-pmix}" --kill-on-bad-exit=1 "--nodes=$hosts"
       "--ntasks=$ranks" "--ntasks-per-node=$ranks_per_host" --distribution=block --overcommit
       --cpu-bind=none)
+    # Intel MPI does not find out by itself.
+    [[ ${SLURM_MPI_TYPE:-} == pmi2 ]] && export I_MPI_PMI=${I_MPI_PMI:-pmi2}
     ;;
   *) die "DISTSAGE_LAUNCHER is $launcher; it is mpirun or srun" ;;
 esac
@@ -85,6 +96,12 @@ fi
 options=()
 if [[ -n ${DISTSAGE_INTERFACE:-} ]]; then
   export OMPI_MCA_btl_tcp_if_include=${OMPI_MCA_btl_tcp_if_include:-$DISTSAGE_INTERFACE}
+  if [[ $DISTSAGE_INTERFACE != */* ]]; then # MPICH and Intel MPI know interfaces by name only
+    export HYDRA_IFACE=${HYDRA_IFACE:-$DISTSAGE_INTERFACE}
+    export I_MPI_HYDRA_IFACE=${I_MPI_HYDRA_IFACE:-$DISTSAGE_INTERFACE}
+    export UCX_NET_DEVICES=${UCX_NET_DEVICES:-$DISTSAGE_INTERFACE}
+    export FI_TCP_IFACE=${FI_TCP_IFACE:-$DISTSAGE_INTERFACE}
+  fi
   options=(--interface "$DISTSAGE_INTERFACE")
 fi
 

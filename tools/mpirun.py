@@ -9,8 +9,12 @@ from pathlib import Path
 from distsage.errors import UserError
 
 
-def launcher(ranks: int) -> tuple[list[str], dict[str, str]]:
+def launcher(ranks: int, prefix: Path = Path(sys.prefix)) -> tuple[list[str], dict[str, str]]:
     """The beginning of a command that starts `ranks` processes here, and its environment.
+
+    Args:
+        ranks: number of processes.
+        prefix: where an MPI is installed; without one there, the machine's own is taken.
 
     Raises:
         UserError: there is no mpirun.
@@ -23,7 +27,11 @@ def launcher(ranks: int) -> tuple[list[str], dict[str, str]]:
         "OMPI_MCA_mpi_yield_when_idle": "1",  # waiting ranks leave the cores to the others
         "PYTHONUNBUFFERED": "1",
     }
-    own = Path(sys.executable).with_name("mpirun")
+    own = prefix / "bin" / "mpirun"
+    if own.exists() and prefix != Path(sys.prefix):
+        # Intel's mpirun finds its helpers by PATH; mpi4py would look into its own environment.
+        environment["PATH"] = f"{own.parent}:{environment['PATH']}"
+        environment["MPI4PY_LIBMPI"] = str(prefix / "lib" / "libmpi.so.12")
     mpirun = str(own) if own.exists() else shutil.which("mpirun")
     if mpirun is None:
         raise UserError(

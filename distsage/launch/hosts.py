@@ -30,7 +30,7 @@ class Address:
 
     @property
     def is_routed(self) -> bool:
-        """Whether the network is this address alone, as clouds have it: a router joins the hosts."""
+        """Whether the network is this address alone, as in clouds: a router joins the hosts."""
         return self.network.endswith("/32")
 
     @property

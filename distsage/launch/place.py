@@ -169,6 +169,7 @@ def agree_on_place(
             own_level,
         ),
     )
+    preflight.release_mpich_segments()  # everybody has come up
     clocks = world.gather_all("clocks", time.time())
     world.host_of = [fact.system_name for fact in facts]
     machines = world.agree("hosts", lambda: _machines(config, facts))

@@ -24,6 +24,7 @@ from distsage.launch.ports import FIRST_PORT, LAST_PORT, find_free_ports
 from distsage.limits import SHARED_MEMORY, free_memory, free_shared_memory, human_bytes
 from distsage.partition.parts import Parts
 
+MPICH_SEGMENT = "mpich_shm_"
 # Clocks that differ by more make logs and time limits misleading; munge gives up at 300 s.
 MAX_CLOCK_SKEW_SECONDS = 30.0
 # How long a host may take to answer a connection attempt of another.
@@ -212,14 +213,14 @@ def sweep_leftovers() -> list[str]:
     one (DGL, MPI, `distsage.train.cache`) has it open from the first moment until it is mapped, so
     that a job which is just starting loses none.
     """
-    ours = (f"distsage.{os.getuid()}.", "sm_segment.", "vader_segment.")
+    ours = (f"distsage.{os.getuid()}.", "sm_segment.", "vader_segment.", MPICH_SEGMENT)
     # Before the processes are looked at: what is made meanwhile is not among them.
     candidates = [
         path
         for path in SHARED_MEMORY.iterdir()
         if path.name.startswith(ours) and _owner(path) == os.getuid()
     ]
-    held = _held_segments() if candidates else set()
+    held = _held_segments("[0-9]*") if candidates else set()
     swept = []
     for path in candidates:
         if path.name not in held:
@@ -234,10 +235,21 @@ def _owner(path: Path) -> int | None:
     return None
 
 
-def _held_segments() -> set[str]:
-    """Names below /dev/shm that some process of this host has open or mapped."""
+def release_mpich_segments() -> None:
+    """Take the names away from the shared memory that MPICH has in this process.
+
+    Without a name it vanishes with the processes that have it mapped, whatever ends them; MPICH
+    itself removes it only at a good end. Every rank of the host must have come up before.
+    """
+    for name in _held_segments("self"):
+        if name.startswith(MPICH_SEGMENT):
+            (SHARED_MEMORY / name).unlink(missing_ok=True)
+
+
+def _held_segments(processes: str) -> set[str]:
+    """Names below /dev/shm that some of the `processes`, a pattern in /proc, have open or mapped."""
     names = set()
-    for process in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob(processes):
         held = []
         with contextlib.suppress(OSError):  # ended meanwhile, or another user's
             # In this order: a segment is mapped before it is closed.

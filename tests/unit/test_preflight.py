@@ -138,6 +138,21 @@ def test_leftovers_are_swept_and_live_segments_are_not():
             path.unlink(missing_ok=True)
 
 
+def test_only_own_segments_of_mpich_lose_their_names():
+    """They stay mapped, and vanish with the process; MPICH removes them only at a good end."""
+    name = f"{preflight.MPICH_SEGMENT}test-{os.getpid()}"
+    own, other = (preflight.SHARED_MEMORY / f"{name}.{whose}" for whose in ("own", "other"))
+    for path in (own, other):
+        path.write_bytes(b"x" * mmap.PAGESIZE)
+    try:
+        with open(own, "r+b") as stream, mmap.mmap(stream.fileno(), 0) as memory:
+            preflight.release_mpich_segments()
+            assert (own.exists(), other.exists()) == (False, True)
+            assert memory[:1] == b"x"
+    finally:
+        other.unlink()
+
+
 @pytest.mark.parametrize("name", ["part1/node_feat.dgl", "topology/indices.npy"])
 def test_a_damaged_file_is_named(parts, name):
     path = parts.path / name

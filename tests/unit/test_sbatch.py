@@ -13,7 +13,8 @@ import pytest
 SBATCH = Path(__file__).resolve().parents[2] / "sbatch"
 GOLDEN = Path(__file__).with_name("sbatch_requests.txt")
 OPEN_MPI = "mpirun (Open MPI) 4.1.4"
-HYDRA = "HYDRA build details:"
+HYDRA = "HYDRA build details:\n    Version:                                 5.0.2"
+INTEL = "Intel(R) MPI Library for Linux* OS, Version 2021.18.1 Build 20260626\nCopyright 2003-2026"
 
 TOOLS = (
     *("basename", "bash", "dirname", "env", "head", "hostname", "mkdir", "nproc", "rm", "sed"),
@@ -136,11 +137,29 @@ def test_two_pairs_per_host(site: Site, settings: dict[str, str]) -> None:
     assert site.called[1:5] == ["-n", "16", "--map-by", "ppr:4:node:OVERSUBSCRIBE"]
 
 
-def test_other_mpi_has_other_options(site: Site) -> None:
-    site.install(site.bin / "mpirun", HYDRA)
-    assert site.run("train.sh")[0] == 0
+@pytest.mark.parametrize(
+    ("version", "said"), [(HYDRA, "MPICH 5.0.2"), (INTEL, "Version 2021.18.1 Build 20260626")]
+)
+def test_other_mpi_has_other_options(site: Site, version: str, said: str) -> None:
+    site.install(site.bin / "mpirun", version)
+    status, errors = site.run("train.sh")
+    assert status == 0
     assert site.called == ["mpirun", "-n", "4", "-ppn", "2", *TRAIN]
     assert site.environment["MPI4PY_LIBMPI"] == "libmpi.so.12"
+    assert errors.endswith(f"{said})\n")
+    assert len(errors.splitlines()) == 1
+
+
+def test_the_library_beside_mpirun_comes_first(site: Site) -> None:
+    """Intel MPI finds its own libraries only when its path is given."""
+    library = site.directory / "lib" / "libmpi.so.12"
+    library.parent.mkdir()
+    library.touch()
+    site.install(site.bin / "mpirun", INTEL)
+    assert site.run("train.sh")[0] == 0
+    assert site.environment["MPI4PY_LIBMPI"] == str(library)
+    assert site.run("train.sh", MPI4PY_LIBMPI="libother.so")[0] == 0
+    assert site.environment["MPI4PY_LIBMPI"] == "libother.so"
 
 
 def test_the_virtual_environments_mpirun_comes_first_unless_the_site_is_asked_for(
@@ -172,13 +191,20 @@ def test_srun(site: Site, mpi_type: str, option: str) -> None:
         "--cpu-bind=none",
     ]
     assert words[words.index("python") :] == [*TRAIN, "--parts", "a b"]
+    assert site.environment.get("I_MPI_PMI") == (mpi_type if mpi_type == "pmi2" else None)
 
 
 def test_interface_reaches_mpi_and_distsage_and_the_command_line_wins(site: Site) -> None:
     site.install(site.bin / "mpirun", OPEN_MPI)
     site.run("train.sh", "--interface", "eth0", DISTSAGE_INTERFACE="ib0")
     assert site.called[-4:] == ["--interface", "ib0", "--interface", "eth0"]
-    assert site.environment["OMPI_MCA_btl_tcp_if_include"] == "ib0"
+    environment = site.environment
+    assert environment["OMPI_MCA_btl_tcp_if_include"] == "ib0"
+    names = ("HYDRA_IFACE", "I_MPI_HYDRA_IFACE", "UCX_NET_DEVICES", "FI_TCP_IFACE")
+    assert [environment[name] for name in names] == ["ib0"] * 4
+    site.run("train.sh", DISTSAGE_INTERFACE="10.1.0.0/16")  # of which only Open MPI can make sense
+    assert site.environment["OMPI_MCA_btl_tcp_if_include"] == "10.1.0.0/16"
+    assert not set(names) & set(site.environment)
 
 
 def test_trainers_share_the_cpus_that_slurm_gave(site: Site) -> None:
