@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from slurm_login import REPOSITORY, STATES, SlurmCluster, run_tool
+from slurm_login import MPIS, REPOSITORY, STATES, SlurmCluster, run_tool
 
 
 def sweep() -> None:
@@ -30,9 +30,8 @@ def start_cluster(purpose: str, hosts: int, shared: Path) -> Iterator[SlurmClust
     name = f"test-{os.getpid()}-{purpose}"
     with contextlib.ExitStack() as undo:
         undo.callback(run_tool, "--name", name, "down")
-        answer = run_tool(
-            "--name", name, "up", "--hosts", str(hosts), "--share", shared, timeout=300
-        )
+        shares = [word for path in (shared, *MPIS) for word in ("--share", path)]
+        answer = run_tool("--name", name, "up", "--hosts", str(hosts), *shares, timeout=300)
         assert answer.returncode == 0, answer.stderr
         yield SlurmCluster(name, [f"node{k}" for k in range(1, hosts + 1)])
 

@@ -22,11 +22,22 @@ from pathlib import Path
 import pytest
 from conftest import start_cluster
 from slurm_login import REPOSITORY, TOOL, SlurmCluster
-from training_job import SITE, SMALL, SRUN, WHEEL, TrainingJob, left_on, nothing_left, submit
+from training_job import (
+    INTEL,
+    MPICH,
+    SITE,
+    SMALL,
+    SRUN,
+    WHEEL,
+    TrainingJob,
+    left_on,
+    nothing_left,
+    submit,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-LAUNCHERS = {"wheel": WHEEL, "site": SITE, "srun": SRUN}
+LAUNCHERS = {"wheel": WHEEL, "site": SITE, "srun": SRUN, "mpich": MPICH, "intel": INTEL}
 ROLES = {"server": 2, "trainer": 3}  # ranks of the second host
 
 
@@ -97,7 +108,7 @@ class Row:
         name: of the fault.
         stock: what a plain DGL 1.1.3 program does.
         act: makes the fault happen and checks what comes of it.
-        launcher: wheel, site or srun.
+        launcher: one of LAUNCHERS.
         long: whether it takes a minute or so, and starts first.
     """
 
@@ -132,7 +143,7 @@ def row(
 # A rank ends, or does not go on.
 
 
-@row("trainer killed (-9)", "FAILED after 1-5 s, pages of C++ traces", "wheel", "site", "srun")
+@row("trainer killed (-9)", "FAILED after 1-5 s, pages of C++ traces", *LAUNCHERS)
 def trainer_killed(case: Case) -> None:
     job = case.endless_job()
     rank = job.processes()[3]
@@ -253,10 +264,11 @@ def kill_by_name(job: TrainingJob, host: str, name: str) -> None:
     job.cluster.exec(host, "pkill", "-KILL", "-x", name)  # fails where there is none
 
 
-@row("mpirun or srun killed (-9)", "1.5 s; segments stay in /dev/shm", "wheel", "site", "srun")
+@row("mpirun or srun killed (-9)", "1.5 s; segments stay in /dev/shm", *LAUNCHERS)
 def launcher_killed(case: Case) -> None:
     job = case.endless_job()
-    names = {"wheel": "prterun", "site": "mpirun", "srun": "srun"}
+    names = {"wheel": "prterun", "mpich": "mpirun", "intel": "mpiexec.hydra"}
+    names |= {"site": "mpirun", "srun": "srun"}
     kill_by_name(job, case.hosts[0], names[case.launcher])
     job.fails_with(rf"^(mpirun|srun) on {case.hosts[0]} ended with status 137 .* killed\?$")
 

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 from conftest import start_cluster
 from slurm_login import REPOSITORY, SlurmCluster
-from training_job import SITE, SMALL, SRUN, WHEEL, TrainingJob, nothing_left, submit
+from training_job import (
+    INTEL,
+    MPICH,
+    SITE,
+    SMALL,
+    SRUN,
+    WHEEL,
+    TrainingJob,
+    nothing_left,
+    submit,
+)
 
 SBATCH = REPOSITORY / "sbatch"
 
@@ -84,6 +94,27 @@ def test_one_two_and_four_hosts_with_each_launcher(
         )
     for job, (hosts, pairs, _) in zip(jobs, layouts, strict=True):
         whole_run(job, hosts, pairs)
+
+
+def test_mpich_and_intel_mpi(
+    cluster: SlurmCluster, parts_of: Mapping[int, Path], tmp_path: Path
+) -> None:
+    jobs = [
+        start(cluster, hosts, tmp_path / str(number), parts_of[2], env=env, pairs=pairs)
+        for number, (hosts, env, pairs) in enumerate(
+            [
+                (cluster.hosts[:2], MPICH, 2),
+                (cluster.hosts[2:4], INTEL, 2),
+                (cluster.hosts[4:6], {**MPICH, **SRUN, "SLURM_MPI_TYPE": "pmi2"}, 1),
+                (cluster.hosts[6:8], {**INTEL, **SRUN, "SLURM_MPI_TYPE": "pmi2"}, 1),
+            ]
+        )
+    ]
+    for job, pairs, kind in zip(
+        jobs, (2, 2, 1, 1), ("MPICH", "Intel", "srun", "srun"), strict=True
+    ):
+        whole_run(job, 2, pairs)
+        assert kind in job.output().splitlines()[0]
 
 
 def test_staged_parts(cluster: SlurmCluster, parts_of: Mapping[int, Path], tmp_path: Path) -> None:

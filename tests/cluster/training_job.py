@@ -1,6 +1,7 @@
 """A job of sbatch/train.sh on some hosts of a cluster, and what a test can do to it."""
 
 import json
+import os
 import re
 import sys
 import time
@@ -9,11 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from slurm_login import ENDED, REPOSITORY, SlurmCluster
+from slurm_login import ENDED, MPIS, REPOSITORY, SlurmCluster
 
 SITE = {"DISTSAGE_MPI": "site"}
 WHEEL = {"DISTSAGE_MPI": "wheel"}
 SRUN = {"DISTSAGE_MPI": "site", "DISTSAGE_LAUNCHER": "srun"}
+
+
+def module(prefix: Path) -> dict[str, str]:
+    """What a module of an MPI that `make mpis` has installed would set."""
+    return {"DISTSAGE_MPI": "site", "PATH": f"{prefix}/bin:{os.environ['PATH']}"}
+
+
+MPICH, INTEL = (module(prefix) for prefix in MPIS)
 
 # No job of these tests takes so long unless it hangs.
 HANGS = 120.0
@@ -32,7 +41,8 @@ for process in pathlib.Path("/proc").glob("[0-9]*"):
     settings = dict(value.split(b"=", 1) for value in values if b"=" in value)
     is_rank = words[1:5] == [b"-m", b"mpi4py", b"-m", b"distsage"]
     if is_rank and settings.get(b"SLURM_JOB_ID") == b"%d":
-        rank = settings.get(b"OMPI_COMM_WORLD_RANK", settings.get(b"PMIX_RANK"))
+        names = (b"OMPI_COMM_WORLD_RANK", b"PMIX_RANK", b"PMI_RANK")
+        rank = next(settings[name] for name in names if name in settings)
         print(rank.decode(), process.name, parent)
 """
 

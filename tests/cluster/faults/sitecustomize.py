@@ -16,7 +16,8 @@ import socket
 import time
 from pathlib import Path
 
-_rank = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMIX_RANK"))
+_ranks = (os.environ.get(name) for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"))
+_rank = next(filter(None, _ranks), None)
 
 if _rank is not None and "DISTSAGE_TEST_FAULT" in os.environ:
     from distsage.launch.watch import State, Watched
