@@ -144,6 +144,9 @@ if [[ -e $DISTSAGE_FAILURE_NOTE.running && ! -e $DISTSAGE_FAILURE_NOTE ]]; then 
 if [[ $lost || -e $DISTSAGE_FAILURE_NOTE ]] && ((status == 0)); then
   status=1 # some launchers end with status 0 although they have lost ranks
 fi
+if [[ $cause == "a mistake in what was given; rank 0 has said which" ]]; then
+  cause='' status=2 # Intel MPI may end with 255 then
+fi
 rm -f "$DISTSAGE_FAILURE_NOTE"{,.running}
 if [[ -n $ended_by ]]; then
   say "ended by $ended_by (scancel, or the time limit)"

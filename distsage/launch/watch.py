@@ -49,6 +49,8 @@ BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 10.0
 # In the failure note: sbatch/train.sh has Slurm run such a job again.
 HOST_LOST = "its host is lost"
+# In the note too: what the job ends with is 2, whatever the launcher makes of the ranks' status.
+MISTAKE = "a mistake in what was given; rank 0 has said which"
 STOPPED_SECONDS = 5.0
 # A rank whose exception may follow from another rank's death lets that one's watcher speak first.
 YIELD_SECONDS = 1.0
@@ -298,8 +300,7 @@ class _Watcher:
             os._exit(self.leave_status)
         elif code == 2:
             # A user's mistake, which all ranks agreed on and rank 0 has told.
-            if self.ring is not None:
-                _claim_note(self.ring.note, "")
+            _claim_note(self._note(), MISTAKE)
             os._exit(2)
         else:
             name = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
@@ -549,6 +550,10 @@ class _Watcher:
                 rank = self.ring.rank
             self.verdict = _Verdict(time.monotonic() + after, rank, cause, trace, status)
 
+    def _note(self) -> str | None:
+        """The failure note, if it is known yet."""
+        return self.ring.note if self.ring else os.environ.get("DISTSAGE_FAILURE_NOTE")
+
     def _claim(self, verdict: _Verdict) -> NoReturn:
         """Say why the job ends, unless another watcher has, and end this rank.
 
@@ -558,12 +563,11 @@ class _Watcher:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.child, signal.SIGKILL)
         batch_note = os.environ.get("DISTSAGE_FAILURE_NOTE")
-        note = self.ring.note if self.ring else batch_note
         who = f"a rank on {socket.gethostname()}"
         if self.ring is not None and verdict.rank is not None:
             who = self.ring.labels[verdict.rank]
         line = f"{who}: {verdict.cause}"
-        claim = _claim_note(note, line)
+        claim = _claim_note(self._note(), line)
         if claim is not _Claim.TAKEN and not self.told:
             noted = claim is _Claim.WRITTEN
             said = "" if noted and batch_note else f"distsage: {line}\n"

@@ -410,7 +410,11 @@ sys.stdin.read()
     assert 31000 <= int(line.split()[1]) < 31010
 
 
-@row("fewer hosts than parts", "28 s, `The partition policy does not match the input shape`")
+@row(
+    "fewer hosts than parts",
+    "28 s, `The partition policy does not match the input shape`",
+    *("wheel", "mpich", "intel"),
+)
 def fewer_hosts(case: Case) -> None:
     job = case.job(parts=case.parts[4])
     preflight_fails(

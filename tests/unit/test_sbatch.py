@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from distsage.launch.watch import MISTAKE
+
 SBATCH = Path(__file__).resolve().parents[2] / "sbatch"
 GOLDEN = Path(__file__).with_name("sbatch_requests.txt")
 OPEN_MPI = "mpirun (Open MPI) 4.1.4"
@@ -17,7 +19,19 @@ HYDRA = "HYDRA build details:\n    Version:                                 5.0.
 INTEL = "Intel(R) MPI Library for Linux* OS, Version 2021.18.1 Build 20260626\nCopyright 2003-2026"
 
 TOOLS = (
-    *("basename", "bash", "dirname", "env", "head", "hostname", "mkdir", "nproc", "rm", "sed"),
+    *(
+        "basename",
+        "bash",
+        "cat",
+        "dirname",
+        "env",
+        "head",
+        "hostname",
+        "mkdir",
+        "nproc",
+        "rm",
+        "sed",
+    ),
     *("sleep", "stat", "touch"),
 )
 
@@ -272,6 +286,11 @@ def test_status_of_the_launcher_is_the_status_of_the_job(site: Site) -> None:
     # Some launchers end with status 0 although a rank has failed.
     site.install(site.bin / "mpirun", OPEN_MPI, then='touch "$DISTSAGE_FAILURE_NOTE"')
     assert site.run("train.sh")[0] == 1
+    # Or with one of their own, when the ranks have ended because of a user's mistake.
+    mistake = f"echo '{MISTAKE}' >\"$DISTSAGE_FAILURE_NOTE\"; exit 255"
+    site.install(site.bin / "mpirun", INTEL, then=mistake)
+    status, errors = site.run("train.sh")
+    assert (status, len(errors.splitlines())) == (2, 1), errors
     assert list((site.directory / "submit" / "logs").iterdir()) == []
 
 
