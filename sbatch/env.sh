@@ -12,7 +12,7 @@
 #   DISTSAGE_INTERFACE      interface (ib0) or subnet (10.1.0.0/16) to talk over (default: chosen)
 #   DISTSAGE_LOGS           directory that all hosts see, for the job's notes (default: logs)
 #   OMP_NUM_THREADS         threads of each trainer (default: its share of the host's CPUs)
-#   SLURM_MPI_TYPE          srun's --mpi (default: pmix)
+#   SLURM_MPI_TYPE          srun's --mpi (default: pmix; MPICH and Intel MPI take pmi2)
 
 say() { printf 'distsage: %s\n' "$*" >&2; }
 die() {
