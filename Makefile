@@ -40,8 +40,12 @@ submit: ## PARTS_DIR=… [RUN_DIR=…] [SBATCH_ARGS=…] [ARGS=…]: submit sbat
 mpis: install ## MPICH and Intel MPI beside the environment, for the tests
 	@tools/install_mpis.sh
 
-test: mpis ## unit and MPI tests
+test: mpis ## unit and MPI tests, those of the kernels at every level that the machine has
 	@$(PYTEST) $(TESTS) $(TWO_AT_A_TIME) -o timeout=900 $(ARGS)
+	@for level in $$(.venv/bin/python -m tools.levels); do \
+	  echo "at level $$level:"; \
+	  DISTSAGE_KERNELS=$$level $(PYTEST) $(TESTS) $(TWO_AT_A_TIME) -o timeout=900 -m levels $(ARGS); \
+	done
 
 test-cluster: mpis ## tests on a Slurm cluster on this machine (root; installs Debian packages)
 	@$(PYTEST) tests/cluster -o timeout=1500 $(ARGS)

@@ -247,7 +247,7 @@ def release_mpich_segments() -> None:
 
 
 def _held_segments(processes: str) -> set[str]:
-    """Names below /dev/shm that some of the `processes`, a pattern in /proc, have open or mapped."""
+    """Names below /dev/shm that some of the processes, a pattern in /proc, have open or mapped."""
     names = set()
     for process in Path("/proc").glob(processes):
         held = []

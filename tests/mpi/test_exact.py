@@ -24,7 +24,7 @@ from distsage.partition.parts import Parts
 from distsage.train.local import load_parts
 from distsage.train.seeds import SeedPlan
 
-pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900), pytest.mark.levels]
 
 HIDDEN = 16
 LEARNING_RATE = 0.02

@@ -11,6 +11,8 @@ from distsage.train.features import SlotMap, gather_rows, local_input
 from distsage.train.sampler import Sampler
 from tests.unit.graphs import key_of, random_topology
 
+pytestmark = pytest.mark.levels
+
 N = 400
 
 

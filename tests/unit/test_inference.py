@@ -11,6 +11,8 @@ from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import exchanged_rows, infer, layer_rows
 from tests.unit.graphs import random_topology
 
+pytestmark = pytest.mark.levels
+
 N = 300
 
 

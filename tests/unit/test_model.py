@@ -18,6 +18,8 @@ from distsage.train.features import Block, blocks_of, gathered_input, local_inpu
 from distsage.train.sampler import Sampler
 from tests.unit.graphs import key_of, random_topology
 
+pytestmark = pytest.mark.levels
+
 NUM_NODES = 600
 
 

@@ -11,6 +11,8 @@ from distsage.train.partitioned import PartAnswer, PartitionedNeighbours, choose
 from distsage.train.sampler import Neighbours, Sampler
 from tests.unit.graphs import key_of, random_topology
 
+pytestmark = pytest.mark.levels
+
 N = 500
 OFFSETS = np.array([0, 120, 120, 400, N])  # one part without nodes
 

@@ -21,6 +21,8 @@ from distsage.train.sampler import Sampler
 from distsage.train.seeds import SeedPlan
 from tests.unit.graphs import random_topology
 
+pytestmark = pytest.mark.levels
+
 N, LOW, HIGH = 600, 200, 400
 TOPOLOGY = random_topology(N, 9000)
 X = torch.arange(N, dtype=torch.float32)[:, None] + torch.tensor([0.0, 1000.0])

@@ -10,6 +10,8 @@ from distsage.kernels.rng import Purpose, stream_key
 from distsage.train.sampler import MiniBatch, Sampler
 from tests.unit.graphs import in_neighbours, key_of, random_topology, ring
 
+pytestmark = pytest.mark.levels
+
 METHODS = ["uniform", "replacement", "labor"]
 
 

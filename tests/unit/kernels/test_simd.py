@@ -20,6 +20,8 @@ from distsage.kernels.simd import (
     store16,
 )
 
+pytestmark = pytest.mark.levels
+
 
 @compiled
 def copy(source, target, factor):
