@@ -41,10 +41,13 @@ def read_slowly(seconds: float) -> None:
     """Read a pipe in one call, as a library reads a file."""
     reader, writer = os.pipe()
     if os.fork() == 0:
-        for _ in range(int(seconds)):
-            os.write(writer, bytes(2**21))
-            time.sleep(1.0)
-        os._exit(0)
+        os.close(reader)  # so that a write fails when the one who reads has ended
+        try:
+            for _ in range(int(seconds)):
+                os.write(writer, bytes(2**21))
+                time.sleep(1.0)
+        finally:
+            os._exit(0)
     os.close(writer)
     with open(reader, "rb", buffering=0) as stream:
         stream.readall()

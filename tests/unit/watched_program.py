@@ -19,6 +19,7 @@ def load(seconds: float) -> None:
     """Read a pipe in one call, as a library reads a file: slowly, and for so long."""
     reader, writer = os.pipe()
     if os.fork() == 0:
+        os.close(reader)  # so that a write fails when the one who reads has ended
         try:
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
