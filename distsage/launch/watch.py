@@ -149,6 +149,8 @@ class Watched:
         os.dup2(log.fileno(), 2)
         logging.basicConfig(stream=log, level=logging.INFO, force=True)
         logging.raiseExceptions = False  # a log on a full disk is no matter for the job's stderr
+        # What holds when Python has ended, and this process has not: it may wait in MPI_Finalize.
+        signal.signal(_DUMP_SIGNAL, signal.SIG_IGN)
         faulthandler.register(_DUMP_SIGNAL, file=log, all_threads=True)
         # From now on a lack of progress counts; the last mark may be from a while ago.
         self.mark("waiting for the other ranks to join", State.WAITING)

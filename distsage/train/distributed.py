@@ -41,11 +41,14 @@ def _be_a_rank(read_config: Callable[[], TrainConfig], watched: Watched) -> None
         from distsage.launch.dgl_seam import serve
 
         watched.mark("loading its part", State.LOADING)
-        serve(
-            job.dgl,
-            lambda idle: watched.mark("serving", State.IDLE if idle else State.WORKING),
-            _answers(job),
-        )
+        try:
+            serve(
+                job.dgl,
+                lambda idle: watched.mark("serving", State.IDLE if idle else State.WORKING),
+                _answers(job),
+            )
+        finally:
+            watched.mark("leaving", State.WAITING)  # MPI_Finalize waits for all ranks
     store = bring_up.connect(job, watched)
     _train(job, store, watched)
     watched.mark("saying goodbye", State.WAITING)

@@ -65,6 +65,7 @@ CASES = {
     ("stop", "wait"): ("stopped by a signal while training", 1),
     ("stuck", "wait"): ("no progress for 3 s (training)", 1),
     ("stuck", "idle"): ("no progress for 3 s (training)", 1),
+    ("stuck", "leave"): ("no progress for 3 s (training)", 1),
     # The others have waited for many times `stall_timeout` by then.
     ("work-then-stick", "wait"): ("no progress for 3 s (training)", 1),
     ("load-then-stick", "wait"): ("no progress for 3 s (loading)", 1),

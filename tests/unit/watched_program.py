@@ -1,5 +1,6 @@
 """One rank of a ring without MPI: `watched_program.py RANK SIZE DIRECTORY BEHAVIOUR NOTE`."""
 
+import ctypes
 import os
 import resource
 import signal
@@ -104,6 +105,12 @@ def main(watched: Watched) -> None:
             (directory / "worked").touch()
             return
         time.sleep(60)
+    if behaviour == "leave":
+        # As in MPI_Finalize: Python has ended, and the process waits for the others.
+        watched.mark("leaving", State.WAITING)
+        libc = ctypes.CDLL(None)
+        libc.__cxa_atexit(libc.pause, None, None)
+        return
     if behaviour == "idle":
         watched.mark("serving", State.IDLE)
         time.sleep(60)
