@@ -211,7 +211,8 @@ class JobOptions(FeatureOptions):
     emulated_hosts: int | None = None
     """Act as so many hosts on this one machine."""
     startup_timeout: float = 120.0
-    """Seconds that all ranks together may take to come up."""
+    """Seconds that all ranks together may take to come up; longer where they read or copy parts and
+    get on with it."""
     cache_ratio: float | None = None
     """Fraction of the nodes of other parts whose feature rows each host keeps a copy of, those most
     likely to be sampled (default: 0.2). The host's trainers share it; 0 keeps none."""
@@ -284,7 +285,8 @@ class TrainConfig(TrainingOptions, JobOptions):
     stage: Path | None = None
     """Copy each host's part to this directory on its own disk first; removed when it is open."""
     stall_timeout: float = 300.0
-    """Seconds that a rank may go without progress before the job is ended."""
+    """Seconds that a rank may go without progress before the job is ended; a rank that waits for
+    others counts as stuck only if none of them gets on."""
     topology: Literal["auto", "replicated", "partitioned"] = "auto"
     """replicated: every host samples from the whole topology, memory-mapped. partitioned: from its
     part's, and asks the servers for the rest: slower, the same batches, and less memory. auto:
