@@ -89,6 +89,7 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
 
     device = _agree_on_device(world, place)
     secret = world.broadcast("job secret", secrets.token_bytes(32))
+    watched.mark("opening ports", State.STARTING)  # trainers import PyTorch for it
     ports, store = _open_ports(world, place)
     owner = world.agree(
         "run directory", lambda: _prepare_run_directory(world, config, place, ports)

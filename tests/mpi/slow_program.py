@@ -1,9 +1,9 @@
 """`distsage train` with inputs that are slow: `slow_program.py WHAT OPTIONS`. Started by the tests.
 
 WHAT is
-    files       every file that is checked, or copied by --stage, takes SLOW_SECONDS
-    work        the first server reads its part, and the first trainer computes layer 0 of its
-                nodes, for LONG_SECONDS
+    files       every file that is checked, or copied by --stage, takes SLOW_SECONDS; there are 9
+    work        the first server reads its part for LOAD_SECONDS, and the first trainer computes its
+                nodes for LAYER_SECONDS
     hung-load   the first server stops to read its part after a while
     hung-layer  the first trainer is stuck in its second evaluation
 """
@@ -18,8 +18,9 @@ from typing import Any
 
 from distsage.cli import main
 
-SLOW_SECONDS = 4.0
-LONG_SECONDS = 40.0
+SLOW_SECONDS = 8.0
+LOAD_SECONDS = 75.0
+LAYER_SECONDS = 40.0
 RANK = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMIX_RANK"))
 
 
@@ -59,7 +60,7 @@ def slow_load(hang: bool) -> None:
     load = dgl_seam.dist_graph.load_partition
 
     def load_slowly(*args: Any, **kwargs: Any) -> Any:
-        read_slowly(10.0 if hang else LONG_SECONDS)
+        read_slowly(10.0 if hang else LOAD_SECONDS)
         if hang:
             time.sleep(300)
         return load(*args, **kwargs)
@@ -78,7 +79,7 @@ def slow_layers(hang: bool) -> None:
         chunk = next(chunks)
         if hang and chunk > 20:
             time.sleep(300)
-        if not hang and chunk < LONG_SECONDS:
+        if not hang and chunk < LAYER_SECONDS:
             time.sleep(1.0)
         return mean(*args)
 
