@@ -220,7 +220,7 @@ def sweep_leftovers() -> list[str]:
         for path in SHARED_MEMORY.iterdir()
         if path.name.startswith(ours) and _owner(path) == os.getuid()
     ]
-    held = _held_segments("[0-9]*") if candidates else set()
+    held = held_segments() if candidates else set()
     swept = []
     for path in candidates:
         if path.name not in held:
@@ -241,12 +241,12 @@ def release_mpich_segments() -> None:
     Without a name it vanishes with the processes that have it mapped, whatever ends them; MPICH
     itself removes it only at a good end. Every rank of the host must have come up before.
     """
-    for name in _held_segments("self"):
+    for name in held_segments("self"):
         if name.startswith(MPICH_SEGMENT):
             (SHARED_MEMORY / name).unlink(missing_ok=True)
 
 
-def _held_segments(processes: str) -> set[str]:
+def held_segments(processes: str = "[0-9]*") -> set[str]:
     """Names below /dev/shm that some of the processes, a pattern in /proc, have open or mapped."""
     names = set()
     for process in Path("/proc").glob(processes):

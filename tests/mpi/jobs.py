@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import distsage as package
+from distsage.launch.preflight import held_segments
 from tools.mpirun import launcher
 
 MARKER = "DISTSAGE_TEST_JOB"
@@ -121,8 +122,8 @@ class Job:
         finally:
             self._kill()
         assert not survivors, f"processes {survivors} outlive the job: {said}"
-        # Segments of other jobs on this machine come and go; one that stays is left behind.
-        left = self._within(30, lambda: segments() - self.segments)
+        # Other jobs on this machine have segments, too; one that nobody holds is left behind.
+        left = self._within(30, lambda: segments() - self.segments - held_segments())
         assert not left, f"{sorted(left)} left in {SHARED_MEMORY}: {said}"
         ended_as_it_should = self.process.returncode == status
         if status is None:
