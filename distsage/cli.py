@@ -21,6 +21,7 @@ from distsage.config import (
     parse_fan_out,
 )
 from distsage.errors import UserError
+from distsage.kernels import level
 
 Config = TypeVar("Config")
 
@@ -162,6 +163,7 @@ def _preflight(arguments: Sequence[str]) -> None:
 
 def _local(arguments: Sequence[str]) -> None:
     config = parse(LocalConfig, "local", arguments)
+    level.hold_to(level.chosen())
     from distsage.train.local import train
 
     train(config)
@@ -169,6 +171,7 @@ def _local(arguments: Sequence[str]) -> None:
 
 def _predict(arguments: Sequence[str]) -> None:
     config = parse(PredictConfig, "predict", arguments)
+    level.hold_to(level.chosen())
     from distsage.train.predict import predict
 
     predict(config)

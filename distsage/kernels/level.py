@@ -94,7 +94,7 @@ def chosen() -> Level:
 
 
 def hold_to(level: Level) -> None:
-    """Keep this process and its children to a level. Before numba or torch is imported.
+    """Keep this process and its children to a level. Comes before numba or torch is imported.
 
     Below the processor's own level PyTorch is kept to it as well: replicas of a model on unlike
     processors stay equal only if the optimiser's arithmetic is the same on all of them.

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from distsage.data.graph import Topology
 from distsage.kernels import level
+from distsage.train.allocator import keep_freed_memory
 from tools.bench.local_step import (
     DROPOUT,
     HIDDEN,
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     fan_outs = [int(f) for f in args.fan_out.split(",")]
 
     topology = make_topology(args.num_nodes, args.num_edges)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from distsage.kernels import level
+from distsage.train.allocator import keep_freed_memory
 from tools.bench.local_step import NUM_CLASSES, make_topology, our_step
 
 
@@ -52,6 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     numbers = [int(n) for n in args.threads.split(",")]
     torch.set_num_threads(1)
+    keep_freed_memory()
 
     topology = make_topology(args.num_nodes, args.num_edges)
     rng = np.random.default_rng(1)
