@@ -32,11 +32,14 @@ from distsage.kernels.simd import LANES
 from distsage.model.workspace import Workspace
 from distsage.train.features import Block, InputLayer, as_array, three_tables
 
-_SEGMENTS = 4
+_SEGMENTS = 8
 """Into how many sums of rows the gradient of a weight is divided, for any number of threads."""
 
-_PRODUCT_ROWS = 512
-"""Rows of a product by oneDNN, per thread and call. Constant: its sums may depend on it."""
+_TASKS_PER_THREAD = 4
+"""Pieces of that gradient's computation for each thread, at least."""
+
+_PRODUCT_ROWS = 1024
+"""Rows of a product by oneDNN in one call, at most; it prepares the weight anew for each."""
 
 _NOTHING = Edges(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int32))
 
@@ -101,7 +104,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         grad_x = _product(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        grad_weight = _product(grad.t(), x.t()).float()
+        grad_weight = _product(x.t(), grad.t()).t().float()
         return grad_x, grad_weight, grad.sum(0, dtype=torch.float32)
 
 
@@ -135,7 +138,7 @@ class _HiddenLayer(torch.autograd.Function):
         x, weight, marks = ctx.saved_tensors
         needs_z = ctx.needs_input_grad[0]
         grad_weight, grad_bias, grad_z = _gradients(x, marks, grad, ctx.block, ctx.scale, needs_z)
-        grad_x = _product_by_rows(grad_z, weight.t()) if needs_z else None
+        grad_x = _product(grad_z, weight.t()) if needs_z else None
         return grad_x, None, grad_weight, grad_bias, None, None, None, None
 
 
@@ -152,7 +155,7 @@ def _activate(
     Fills x first where there are inputs.
     """
     assert x.is_contiguous(), "the kernels take contiguous rows"
-    x, weight = x.detach(), weight.detach()  # autograd's switch counts for this thread only
+    x, weight = x.detach(), weight.detach()  # as in `_product`
     h = workspace.take("hidden", len(x), len(weight), x.dtype)
     words = math.ceil(len(h) / ROWS)
     marks = torch.zeros(words, max(h.shape[1], LANES), dtype=torch.uint64)
@@ -172,7 +175,7 @@ def _activate(
         torch.mm(x[begin:end], weight.t(), out=h[begin:end])
         relu_dropout(*arrays, bias_row, dropout, begin, end)
 
-    threads.share_rows(rows, len(h), _PRODUCT_ROWS)
+    threads.share_rows(rows, len(h), _product_rows(len(h)))
     return h, marks
 
 
@@ -195,7 +198,9 @@ def _gradients(
     grad_bias = torch.zeros(segments, hidden)
     grad_z = x.new_empty(len(x) if needs_z else 0, hidden)
     edges = transpose(block.indptr.numpy(), block.indices.numpy(), len(x))
-    wanted = 1 if threads.budget() == 1 else math.ceil(4 * threads.budget() / segments)
+    wanted = (
+        1 if threads.budget() == 1 else math.ceil(_TASKS_PER_THREAD * threads.budget() / segments)
+    )
     blocks = max(1, min(wanted, hidden // (4 * LANES)))
     arrays = grad_weight.numpy(), grad_bias.numpy(), as_array(grad_z), as_array(x), marks.numpy()
     rest = as_array(grad.contiguous()), edges, scale, blocks, threads.new_counter()
@@ -204,26 +209,29 @@ def _gradients(
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x weight' + bias` as x is. By oneDNN, which is faster here than the BLAS of `mm`."""
-    if x.dtype != torch.float32 and not _multiplies_bfloat16():
-        return _product(x.float(), weight.float(), bias).to(x.dtype)
-    bias = None if bias is None else bias.to(x.dtype)
-    if torch.backends.mkldnn.is_available() and x.numel():
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return result
-    return nn.functional.linear(x, weight, bias)
+    """`x weight' + bias` as x is, `[n, out]`, on all threads; without gradient.
 
-
-def _product_by_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """`x weight'` as x is, on all threads; without gradient."""
-    x, weight = x.detach(), weight.detach()
+    By oneDNN, which is faster here than the BLAS of `mm`.
+    """
+    x, weight = x.detach(), weight.detach()  # autograd's switch counts for this thread only
+    dtype = x.dtype if x.dtype == torch.float32 or _multiplies_bfloat16() else torch.float32
+    weight = weight.to(dtype)
+    bias = None if bias is None else bias.detach().to(dtype)
     out = x.new_empty(len(x), len(weight))
+    if x.shape[1] == 0:  # a batch without seeds; oneDNN refuses it
+        return out.zero_()
 
     def rows(begin: int, end: int) -> None:
-        out[begin:end] = _product(x[begin:end], weight)
+        piece = x[begin:end].to(dtype)
+        out[begin:end] = torch.ops.mkldnn._linear_pointwise(piece, weight, bias, "none", [], "")
 
-    threads.share_rows(rows, len(x), _PRODUCT_ROWS)
+    threads.share_rows(rows, len(x), _product_rows(len(x)))
     return out
+
+
+def _product_rows(count: int) -> int:
+    """Rows of each call for so many; for any number of threads, since sums may depend on it."""
+    return min(_PRODUCT_ROWS, math.ceil(count / 4 / ROWS) * ROWS) or ROWS
 
 
 def _multiplies_bfloat16() -> bool:

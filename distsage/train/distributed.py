@@ -197,7 +197,12 @@ def _new_sampler(
             ask = partial(store.ask, "neighbours")
             pick = PartitionedNeighbours(own, host, job.parts.offsets, ask).pick
         return Sampler(
-            topology, config.fan_outs, method=method, number_inputs=number_inputs, pick=pick
+            topology,
+            config.fan_outs,
+            method=method,
+            number_inputs=number_inputs,
+            in_line=config.num_workers == 0,
+            pick=pick,
         )
 
     return new_sampler

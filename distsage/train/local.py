@@ -47,7 +47,11 @@ class SampledBatches(Dataset[MiniBatch]):
     def __init__(self, topology: Topology, config: LocalConfig, number_inputs: bool) -> None:
         self._seed = config.seed
         self._sampler = Sampler(
-            topology, config.fan_outs, method=config.sampling_method, number_inputs=number_inputs
+            topology,
+            config.fan_outs,
+            method=config.sampling_method,
+            number_inputs=number_inputs,
+            in_line=config.num_workers == 0,
         )
 
     def __getitem__(self, index: _Index) -> MiniBatch:

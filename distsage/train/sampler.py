@@ -4,6 +4,7 @@ Runs on trainer ranks and in the workers of the local run; needs numpy and numba
 release the GIL, so that a thread can sample ahead.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,11 +13,15 @@ import numpy as np
 
 from distsage.data.graph import Topology
 from distsage.errors import UserError
+from distsage.kernels import threads
 from distsage.kernels.picking import number_nodes, sample_independently, sample_labor
 from distsage.kernels.rng import draw
 from distsage.kernels.simd import LANES
 
 Method = Literal["uniform", "replacement", "labor"]
+
+_PICKED_ROWS = 256
+"""Destinations of one piece of `SharedPicking`, at least."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,20 @@ class Neighbours:
         self._indices = topology.indices
         self._low = low
         self._method = method
-        max_degree = int(np.diff(self._indptr).max(initial=0))
-        if method == "labor":
-            self._numbers = np.empty((2, max_degree + 2 * LANES), np.uint32)
+        self._max_degree = int(np.diff(self._indptr).max(initial=0))
+        self._make_scratch()
+
+    def _make_scratch(self) -> None:
+        if self._method == "labor":
+            self._numbers = np.empty((2, self._max_degree + 2 * LANES), np.uint32)
         else:
-            self._picked = np.zeros(max_degree // 64 + 1, np.uint64)
+            self._picked = np.zeros(self._max_degree // 64 + 1, np.uint64)
+
+    def twin(self) -> "Neighbours":
+        """Another one for another thread, with scratch space of its own."""
+        other = copy.copy(self)
+        other._make_scratch()
+        return other
 
     def pick(
         self, dst_gid: np.ndarray, fan_out: int, key: np.uint64
@@ -116,6 +130,42 @@ class Neighbours:
         return indptr, src_gid
 
 
+class SharedPicking:
+    """Picks as `Neighbours` does, on all threads of the process. For whoever samples in line.
+
+    Workers that prepare batches ahead share the work by batches instead.
+
+    Args:
+        neighbours: what to pick among.
+    """
+
+    def __init__(self, neighbours: Neighbours) -> None:
+        self._idle = [neighbours.twin() for _ in range(threads.budget())]
+
+    def pick(
+        self, dst_gid: np.ndarray, fan_out: int, key: np.uint64
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `Neighbours.pick`, to the last bit."""
+        step = threads.piece(len(dst_gid), _PICKED_ROWS)
+        picks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+        def rows(begin: int, end: int) -> None:
+            own = self._idle.pop()
+            picks[begin] = own.pick(dst_gid[begin:end], fan_out, key)
+            self._idle.append(own)
+
+        threads.share_rows(rows, len(dst_gid), step)
+        if len(picks) == 1:
+            return picks[0]
+        in_order = [picks[begin] for begin in range(0, len(dst_gid), step)]
+        counts = [np.diff(indptr) for indptr, _ in in_order]
+        indptr = np.zeros(len(dst_gid) + 1, np.int64)
+        if counts:
+            np.cumsum(np.concatenate(counts), out=indptr[1:])
+        sources = [src_gid for _, src_gid in in_order]
+        return indptr, np.concatenate(sources) if sources else dst_gid[:0]
+
+
 class Sampler:
     """Neighbour sampling, layer by layer from the seeds (GraphSAGE, arXiv 1706.02216, 3.1).
 
@@ -136,6 +186,7 @@ class Sampler:
             -1 takes all of them. A node with fewer neighbours keeps those it has.
         method: see above. With `replacement` a node with any neighbours has exactly fan-out picks.
         number_inputs: also number the unique input nodes, for a caller that gathers their rows.
+        in_line: pick on all threads of the process, because nothing else runs meanwhile.
         pick: picks the neighbours instead, where the edges are not at hand; of the topology, only
             its size and type are then used.
 
@@ -150,6 +201,7 @@ class Sampler:
         *,
         method: Method = "uniform",
         number_inputs: bool = False,
+        in_line: bool = False,
         pick: Pick | None = None,
     ) -> None:
         if not fan_outs or any(f != -1 and f < 1 for f in fan_outs):
@@ -157,7 +209,10 @@ class Sampler:
         self.topology = topology
         self.fan_outs = tuple(int(f) for f in fan_outs)
         self.number_inputs = number_inputs
-        self._pick = pick or Neighbours(topology, method).pick
+        if pick is None:
+            neighbours = Neighbours(topology, method)
+            pick = SharedPicking(neighbours).pick if in_line else neighbours.pick
+        self._pick = pick
         self._slot = np.full(topology.num_nodes, -1, np.int32)
 
     def sample(self, seed_gid: np.ndarray, key: np.uint64, dropout_key: np.uint64) -> MiniBatch:

@@ -55,7 +55,7 @@ def our_step(
 ) -> Step:
     """The same maths by distsage, with features stored in the precision of the model."""
     x = x.to(precision)
-    sampler = Sampler(topology, fan_outs)
+    sampler = Sampler(topology, fan_outs, in_line=True)
     model = GraphSAGE(x.shape[1], HIDDEN, NUM_CLASSES, len(fan_outs), DROPOUT, 0, precision)
     optimiser = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
 
