@@ -38,9 +38,10 @@ from distsage.kernels.simd import (
 ROWS = 64
 """Rows of a hidden layer at a time: one per bit of the numbers that say which elements count."""
 
-# What stays in registers: AVX2 has sixteen of half the size, AVX-512 has thirty-two.
+# What stays in registers: AVX2 has sixteen of half the size, AVX-512 has thirty-two. Six rows of a
+# tile and seven vectors of a sum leave AVX2 three and two registers for what is multiplied.
 _TILE_ROWS, _TILE_VECTORS = (12, 2) if level.chosen() >= Level.AVX512 else (6, 1)
-_ACCUMULATORS = 8 if level.chosen() >= Level.AVX512 else 6
+_ACCUMULATORS = 8 if level.chosen() >= Level.AVX512 else 7
 
 TILE_COLUMNS = _TILE_VECTORS * LANES
 """Columns of a tile of a product."""
