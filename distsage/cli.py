@@ -150,7 +150,7 @@ def _train(arguments: Sequence[str]) -> None:
 def _preflight(arguments: Sequence[str]) -> None:
     if "--help" in arguments or "-h" in arguments:
         parse(PreflightConfig, "preflight", ["--help"])
-    from distsage.launch.watch import Watched, run_watched
+    from distsage.launch.watch.watcher import Watched, run_watched
 
     def check(watched: Watched) -> None:
         # Imports MPI, which initialises it: only after the fork.
@@ -172,7 +172,7 @@ def _local(arguments: Sequence[str]) -> None:
 def _predict(arguments: Sequence[str]) -> None:
     config = parse(PredictConfig, "predict", arguments)
     level.hold_to(level.chosen())
-    from distsage.train.predict import predict
+    from distsage.predict.run import predict
 
     predict(config)
 

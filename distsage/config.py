@@ -182,7 +182,7 @@ class TrainingOptions(FeatureOptions):
 
     @property
     def sampling_method(self) -> Literal["uniform", "replacement", "labor"]:
-        """As `distsage.train.sampler` names it."""
+        """As `distsage.sampling.sampler` names it."""
         if self.sampler == "labor":
             return "labor"
         return "replacement" if self.replace else "uniform"

@@ -24,14 +24,14 @@ from distsage.launch.place import Place, agree_on_place, join_mpi
 from distsage.launch.ports import find_free_ports
 from distsage.launch.roles import Assignment
 from distsage.launch.stage import stage_part, staged_path
-from distsage.launch.watch import Ring, State, Watched
+from distsage.launch.watch.watcher import Ring, State, Watched
 from distsage.launch.world import World
 from distsage.partition.parts import Parts
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
-    from distsage.launch.dgl_seam import DGLJob, GraphStore
+    from distsage.launch.dgl.seam import DGLJob, GraphStore
 
 
 # What the trainers wait for each other at most. A healthy one may be at work on its share for hours
@@ -116,7 +116,7 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
         staged = target
 
     watched.mark("importing DGL", State.STARTING)
-    from distsage.launch.dgl_seam import DGLJob
+    from distsage.launch.dgl.seam import DGLJob
 
     return Job(
         config=config,
@@ -269,7 +269,7 @@ def connect(job: Job, watched: Watched) -> "GraphStore":
 
     Blocks while the servers load their parts.
     """
-    from distsage.launch import dgl_seam
+    from distsage.launch.dgl import seam as dgl_seam
 
     assignment, store = job.assignment, job.store
     assert store is not None

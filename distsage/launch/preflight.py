@@ -210,8 +210,8 @@ def sweep_leftovers() -> list[str]:
     """Remove shared-memory segments that earlier jobs of this user left; return their names.
 
     A segment counts as left when no process of this host holds it, open or mapped. Whoever makes
-    one (DGL, MPI, `distsage.train.cache`) has it open from the first moment until it is mapped, so
-    that a job which is just starting loses none.
+    one (DGL, MPI, `distsage.features.cache`) has it open from the first moment until it is mapped:
+    a job that is just starting loses none.
     """
     ours = (f"distsage.{os.getuid()}.", "sm_segment.", "vader_segment.", MPICH_SEGMENT)
     # Before the processes are looked at: what is made meanwhile is not among them.

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distsage.features.slots import Block, InputLayer, as_array, three_tables
 from distsage.kernels import level, threads
 from distsage.kernels.gather import Edges, Tables, gather_self_and_mean
 from distsage.kernels.hidden_layer import (
@@ -30,7 +31,6 @@ from distsage.kernels.hidden_layer import (
 from distsage.kernels.level import Level
 from distsage.kernels.simd import LANES
 from distsage.model.workspace import Workspace
-from distsage.train.features import Block, InputLayer, as_array, three_tables
 
 _SEGMENTS = 8
 """Into how many sums of rows the gradient of a weight is divided, for any number of threads."""

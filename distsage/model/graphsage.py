@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distsage.features.slots import Block, InputLayer
 from distsage.kernels.rng import draw
 from distsage.model.layers import hidden_layer, input_self_and_mean, linear
 from distsage.model.workspace import Workspace
-from distsage.train.features import Block, InputLayer
 
 
 class SageLayer(nn.Module):

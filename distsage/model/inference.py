@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from distsage.data.graph import Topology
+from distsage.features.slots import gather_rows
 from distsage.kernels import threads
 from distsage.kernels.picking import number_nodes
 from distsage.model import cpu, tensor_ops
 from distsage.model.backend import by_kernels
 from distsage.model.graphsage import GraphSAGE
-from distsage.train.features import gather_rows
 
 _PIECE_BYTES = 4 * 2**20
 """How much the input of one piece's matrix product may take, per thread. By kernels."""

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distsage.features.slots import Block, InputLayer
 from distsage.model import cpu, tensor_ops
 from distsage.model.backend import by_kernels
 from distsage.model.workspace import Workspace
-from distsage.train.features import Block, InputLayer
 
 
 def input_self_and_mean(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distsage.train.features import Block, InputLayer, PartlyResident
+from distsage.features.slots import Block, InputLayer, PartlyResident
 
 
 def input_self_and_mean(inputs: InputLayer, dtype: torch.dtype) -> Tensor:

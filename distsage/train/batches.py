@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from distsage.train.features import Block, InputLayer
+from distsage.features.slots import Block, InputLayer
 
 Task = TypeVar("Task")
 Prepared = TypeVar("Prepared")

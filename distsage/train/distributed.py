@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distsage.config import TrainConfig
-from distsage.launch.watch import State, Watched, run_watched
+from distsage.launch.watch.watcher import State, Watched, run_watched
 
 if TYPE_CHECKING:
     from distsage.data.graph import Topology
-    from distsage.launch.dgl_seam import Answer, GraphStore
+    from distsage.launch.dgl.seam import Answer, GraphStore
     from distsage.launch.job import Job
-    from distsage.train.partitioned import PartAnswer
+    from distsage.sampling.partitioned import PartAnswer
+    from distsage.sampling.sampler import Sampler
     from distsage.train.remote_batches import FeatureRows
-    from distsage.train.sampler import Sampler
     from distsage.train.trainers import Trainers
 
 
@@ -38,7 +38,7 @@ def _be_a_rank(read_config: Callable[[], TrainConfig], watched: Watched) -> None
 
     job = bring_up.start(read_config, watched)
     if job.assignment.role == "server":
-        from distsage.launch.dgl_seam import serve
+        from distsage.launch.dgl.seam import serve
 
         watched.mark("loading its part", State.LOADING)
         try:
@@ -65,12 +65,12 @@ def _train(job: "Job", store: "GraphStore", watched: Watched) -> None:
     from distsage.launch.job import release_stage
     from distsage.model.backend import by_kernels, description, set_threads
     from distsage.model.graphsage import GraphSAGE
+    from distsage.sampling.seeds import SeedPlan
     from distsage.train.evaluation import score_masks
-    from distsage.train.halo import HaloInference
+    from distsage.train.halo_inference import HaloInference
     from distsage.train.loop import PRECISIONS, Scores, fit
     from distsage.train.remote_batches import BatchSource
     from distsage.train.run_directory import RunDirectory
-    from distsage.train.seeds import SeedPlan
     from distsage.train.trainers import Trainers
 
     config, assignment, manifest = job.config, job.assignment, job.parts.manifest
@@ -162,7 +162,7 @@ def _answers(job: "Job") -> "dict[str, Answer]":
     @cache
     def neighbours() -> "PartAnswer":
         # Compiled code is loaded when somebody asks: most jobs sample from the whole topology.
-        from distsage.train.partitioned import PartAnswer
+        from distsage.sampling.partitioned import PartAnswer
 
         return PartAnswer(topology, job.config.sampling_method, *part)
 
@@ -181,8 +181,8 @@ def _new_sampler(
     import torch
 
     from distsage.limits import free_memory
-    from distsage.train.partitioned import PartitionedNeighbours, choose_topology
-    from distsage.train.sampler import Neighbours, Sampler
+    from distsage.sampling.partitioned import PartitionedNeighbours, choose_topology
+    from distsage.sampling.sampler import Neighbours, Sampler
 
     config, host, method = job.config, job.assignment.host, job.config.sampling_method
     available = trainers.concatenate(torch.tensor([free_memory()]))
@@ -212,8 +212,8 @@ def feature_rows(
     job: "Job", store: "GraphStore", trainers: "Trainers", watched: Watched
 ) -> "FeatureRows":
     """This host's rows, and the cache of others', filled. Collective over the trainers."""
+    from distsage.features.cache import fill_cache, ranking_note
     from distsage.limits import SHARED_MEMORY
-    from distsage.train.cache import fill_cache, ranking_note
     from distsage.train.remote_batches import FeatureRows
 
     def barrier() -> None:

@@ -18,21 +18,21 @@ from torch.utils.data import DataLoader, Dataset
 from distsage.config import LocalConfig, job_name
 from distsage.data.graph import Graph, Topology
 from distsage.data.precision import cast_features
+from distsage.features.resident import input_rows, keep_on_gpu
+from distsage.features.slots import blocks_of, gathered_input, local_input
 from distsage.files import own_directory
 from distsage.kernels import level
 from distsage.kernels.rng import Purpose, stream_key
 from distsage.model.backend import by_kernels, choose_device, description, set_threads
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
+from distsage.sampling.sampler import MiniBatch, Sampler
+from distsage.sampling.seeds import SeedPlan
 from distsage.train.batches import Batch, prepare_ahead
 from distsage.train.evaluation import score_masks
-from distsage.train.features import blocks_of, gathered_input, local_input
 from distsage.train.feeding import pinned
 from distsage.train.loop import PRECISIONS, Scores, fit
-from distsage.train.resident import input_rows, keep_on_gpu
 from distsage.train.run_directory import RunDirectory
-from distsage.train.sampler import MiniBatch, Sampler
-from distsage.train.seeds import SeedPlan
 from distsage.train.trainers import Trainers
 
 # Seconds that the workers may take for one batch.

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from distsage.config import TrainConfig
-from distsage.kernels.rng import Purpose, stream_key
-from distsage.model.backend import by_kernels
-from distsage.train.batches import Batch, prepare_ahead
-from distsage.train.features import (
+from distsage.features.resident import input_rows, keep_on_gpu
+from distsage.features.slots import (
     InputLayer,
     SlotMap,
     SlotSplit,
@@ -23,10 +21,12 @@ from distsage.train.features import (
     gather_rows,
     gathered_input,
 )
+from distsage.kernels.rng import Purpose, stream_key
+from distsage.model.backend import by_kernels
+from distsage.sampling.sampler import MiniBatch, Sampler
+from distsage.sampling.seeds import SeedPlan
+from distsage.train.batches import Batch, prepare_ahead
 from distsage.train.feeding import pinned
-from distsage.train.resident import input_rows, keep_on_gpu
-from distsage.train.sampler import MiniBatch, Sampler
-from distsage.train.seeds import SeedPlan
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from distsage.config import LocalConfig
+from distsage.features.resident import ResidentRows, input_rows, keep_on_gpu
+from distsage.features.slots import blocks_of, gathered_input
 from distsage.kernels.rng import Purpose, stream_key
 from distsage.model import inference, tensor_ops
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
+from distsage.sampling.sampler import Sampler
 from distsage.train import local
 from distsage.train.batches import Batch
-from distsage.train.features import blocks_of, gathered_input
 from distsage.train.feeding import feed, pinned
-from distsage.train.resident import ResidentRows, input_rows, keep_on_gpu
-from distsage.train.sampler import Sampler
 from tests.unit.graphs import random_topology
 
 if not torch.cuda.is_available():

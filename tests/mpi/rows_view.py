@@ -11,7 +11,7 @@ import numpy as np
 
 from distsage.cli import parse
 from distsage.config import TrainConfig
-from distsage.launch.watch import State, Watched, run_watched
+from distsage.launch.watch.watcher import State, Watched, run_watched
 
 
 def be_a_rank(watched: Watched) -> None:
@@ -19,17 +19,17 @@ def be_a_rank(watched: Watched) -> None:
 
     job = bring_up.start(lambda: parse(TrainConfig, "train", sys.argv[1:]), watched)
     if job.assignment.role == "server":
-        from distsage.launch.dgl_seam import serve
+        from distsage.launch.dgl.seam import serve
 
         serve(job.dgl, lambda idle: watched.mark("serving", State.IDLE), {})
     store = bring_up.connect(job, watched)
 
     import torch
 
+    from distsage.sampling.sampler import Sampler
+    from distsage.sampling.seeds import SeedPlan
     from distsage.train.distributed import feature_rows
     from distsage.train.remote_batches import BatchSource
-    from distsage.train.sampler import Sampler
-    from distsage.train.seeds import SeedPlan
     from distsage.train.trainers import Trainers
 
     config, assignment = job.config, job.assignment

@@ -55,7 +55,7 @@ def read_slowly(seconds: float) -> None:
 
 
 def slow_load(hang: bool) -> None:
-    from distsage.launch import dgl_seam
+    from distsage.launch.dgl import seam as dgl_seam
 
     load = dgl_seam.dist_graph.load_partition
 
@@ -88,7 +88,8 @@ def slow_layers(hang: bool) -> None:
 
 def slow_down() -> None:
     """In the rank, whose modules may not be imported before."""
-    from distsage.launch import stage, watch
+    from distsage.launch import stage
+    from distsage.launch.watch import watcher as watch
     from distsage.partition import parts
 
     if what == "files":

@@ -11,7 +11,7 @@ from distsage.cli import main
 
 
 def see_an_older_list() -> None:
-    from distsage.launch.watch import Ring, Watched
+    from distsage.launch.watch.watcher import Ring, Watched
 
     join = Watched.join
 

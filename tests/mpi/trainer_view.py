@@ -11,7 +11,7 @@ import numpy as np
 
 from distsage.cli import parse
 from distsage.config import TrainConfig
-from distsage.launch.watch import State, Watched, run_watched
+from distsage.launch.watch.watcher import State, Watched, run_watched
 
 
 def be_a_rank(watched: Watched) -> None:
@@ -19,20 +19,20 @@ def be_a_rank(watched: Watched) -> None:
 
     job = bring_up.start(lambda: parse(TrainConfig, "train", sys.argv[1:]), watched)
     if job.assignment.role == "server":
-        from distsage.launch.dgl_seam import serve
+        from distsage.launch.dgl.seam import serve
 
         serve(job.dgl, lambda idle: watched.mark("serving", State.IDLE), {})
     store = bring_up.connect(job, watched)
 
     import torch
 
+    from distsage.features.slots import SlotMap
     from distsage.model.graphsage import GraphSAGE
     from distsage.model.layers import input_self_and_mean
     from distsage.model.workspace import Workspace
+    from distsage.sampling.sampler import Sampler
     from distsage.train import trainers as collectives
-    from distsage.train.features import SlotMap
-    from distsage.train.halo import HaloInference
-    from distsage.train.sampler import Sampler
+    from distsage.train.halo_inference import HaloInference
     from distsage.train.trainers import Trainers
 
     collectives._PIECE_BYTES = 200  # an exchange goes in many pieces

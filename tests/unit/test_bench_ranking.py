@@ -3,7 +3,7 @@
 import numpy as np
 from graphs import in_neighbours, random_topology
 
-from distsage.train.seeds import SeedPlan
+from distsage.sampling.seeds import SeedPlan
 from tools.bench.ranking import input_counts, misses, rankings
 
 N, LOW, HIGH = 300, 100, 180

@@ -10,10 +10,10 @@ from partition_graphs import ring
 
 from distsage.config import TrainConfig
 from distsage.errors import UserError
+from distsage.features.cache import fill_cache, ranking_note
 from distsage.launch.preflight import SHARED_MEMORY, sweep_leftovers
 from distsage.partition.parts import Parts
 from distsage.partition.run import partition
-from distsage.train.cache import fill_cache, ranking_note
 
 
 @pytest.mark.parametrize(

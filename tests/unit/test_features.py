@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from distsage.features.slots import SlotMap, gather_rows, local_input
 from distsage.model.backend import by_kernels
 from distsage.model.layers import input_self_and_mean
 from distsage.model.workspace import Workspace
-from distsage.train.features import SlotMap, gather_rows, local_input
-from distsage.train.sampler import Sampler
+from distsage.sampling.sampler import Sampler
 from tests.unit.graphs import key_of, random_topology
 
 pytestmark = pytest.mark.levels

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from distsage.config import LocalConfig
+from distsage.features.slots import blocks_of, local_input
 from distsage.model.graphsage import GraphSAGE
+from distsage.sampling.sampler import Sampler
 from distsage.train.batches import Batch
-from distsage.train.features import blocks_of, local_input
 from distsage.train.loop import fit
-from distsage.train.sampler import Sampler
 from distsage.train.trainers import Trainers
 from tests.unit.graphs import random_topology
 

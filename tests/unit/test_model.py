@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from distsage.features.slots import Block, blocks_of, gathered_input, local_input
 from distsage.kernels import threads
 from distsage.kernels.level import Level, chosen
 from distsage.kernels.rng import Purpose, stream_key
@@ -14,8 +15,7 @@ from distsage.model.backend import by_kernels
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.layers import hidden_layer, input_self_and_mean
 from distsage.model.workspace import Workspace
-from distsage.train.features import Block, blocks_of, gathered_input, local_input
-from distsage.train.sampler import Sampler
+from distsage.sampling.sampler import Sampler
 from tests.unit.graphs import key_of, random_topology
 
 pytestmark = pytest.mark.levels

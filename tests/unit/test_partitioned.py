@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from distsage.data.graph import Topology
-from distsage.train.partitioned import PartAnswer, PartitionedNeighbours, choose_topology
-from distsage.train.sampler import Neighbours, Sampler
+from distsage.sampling.partitioned import PartAnswer, PartitionedNeighbours, choose_topology
+from distsage.sampling.sampler import Neighbours, Sampler
 from tests.unit.graphs import key_of, random_topology
 
 pytestmark = pytest.mark.levels

@@ -19,8 +19,8 @@ from distsage.errors import UserError
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
 from distsage.partition.run import partition
+from distsage.predict.run import predict
 from distsage.train.local import dense_features, train, without_edges
-from distsage.train.predict import predict
 from distsage.train.run_directory import RunDirectory
 
 N = 60

@@ -14,11 +14,11 @@ from distsage.model import layers
 from distsage.model.backend import by_kernels
 from distsage.model.layers import input_self_and_mean
 from distsage.model.workspace import Workspace
+from distsage.sampling.sampler import Sampler
+from distsage.sampling.seeds import SeedPlan
 from distsage.train import remote_batches
 from distsage.train.batches import prepare_ahead
 from distsage.train.remote_batches import BatchSource, FeatureRows
-from distsage.train.sampler import Sampler
-from distsage.train.seeds import SeedPlan
 from tests.unit.graphs import random_topology
 
 pytestmark = pytest.mark.levels

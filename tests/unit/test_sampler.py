@@ -7,7 +7,7 @@ import scipy.stats
 from distsage.data.graph import Topology
 from distsage.errors import UserError
 from distsage.kernels.rng import Purpose, stream_key
-from distsage.train.sampler import MiniBatch, Sampler
+from distsage.sampling.sampler import MiniBatch, Sampler
 from tests.unit.graphs import in_neighbours, key_of, random_topology, ring
 
 pytestmark = pytest.mark.levels

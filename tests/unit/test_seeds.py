@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distsage.train.seeds import SeedPlan, own_share
+from distsage.sampling.seeds import SeedPlan, own_share
 
 
 def plans(counts, batch_size, seed=0):

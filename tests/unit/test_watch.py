@@ -187,7 +187,7 @@ def test_a_rank_whose_watcher_has_just_been_killed_ends(tmp_path):
 def come_up(main: str, startup_timeout: float) -> subprocess.CompletedProcess[str]:
     """A rank of its own that runs the function body `main` and has so long to join a ring."""
     code = (
-        "import time; from distsage.launch.watch import run_watched\n"
+        "import time; from distsage.launch.watch.watcher import run_watched\n"
         f"def main(watched):\n    {main}\n"
         f"run_watched(main, {startup_timeout})"
     )

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from distsage.errors import UserError
-from distsage.launch.watch import Ring, State, Watched, run_watched
+from distsage.launch.watch.watcher import Ring, State, Watched, run_watched
 
 STALL_TIMEOUT = 3.0
 # A rank that waits gives up after 3 + 10 + 3 s without progress in a ring of three.

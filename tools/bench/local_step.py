@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from distsage.data.graph import Topology
+from distsage.features.slots import blocks_of, local_input
 from distsage.kernels.rng import Purpose, stream_key
 from distsage.model.graphsage import GraphSAGE
-from distsage.train.features import blocks_of, local_input
-from distsage.train.sampler import Sampler
+from distsage.sampling.sampler import Sampler
 
 Step = Callable[[int], dict[str, float]]
 """Takes a step on the batch with this number; gives milliseconds by phase."""

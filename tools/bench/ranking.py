@@ -14,8 +14,8 @@ from distsage.data.graph import Topology
 from distsage.files import atomic_file
 from distsage.kernels.rng import Purpose, stream_key
 from distsage.partition.parts import Parts
-from distsage.train.sampler import Sampler
-from distsage.train.seeds import SeedPlan
+from distsage.sampling.sampler import Sampler
+from distsage.sampling.seeds import SeedPlan
 
 from .comparisons import SYNTHETIC
 from .runs import make_parts

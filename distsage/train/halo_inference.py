@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distsage.data.graph import Topology
-from distsage.launch.watch import Mark, State
+from distsage.launch.watch.watcher import Mark, State
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import exchanged_rows, layer_rows
 from distsage.train.trainers import Trainers

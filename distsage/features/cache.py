@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distsage.config import TrainConfig
 from distsage.errors import UserError
-from distsage.launch.watch import Mark, State
+from distsage.launch.watch.watcher import Mark, State
 from distsage.limits import human_bytes
 from distsage.partition.parts import Manifest
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distsage.train.features import PartlyResident, gather_rows
+from distsage.features.slots import PartlyResident, gather_rows
 
 _SHARE_OF_GPU = 0.5
 """How much of a GPU's free memory resident rows may take."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from distsage.data.graph import Topology
 from distsage.kernels.picking import place_picks
 from distsage.limits import human_bytes
-from distsage.train.sampler import Method, Neighbours
+from distsage.sampling.sampler import Method, Neighbours
 
 Ask = Callable[..., Mapping[int, Sequence[Tensor]]]
 """`ask({part: gids}, fan_out, key)` gives {part: what its server's `PartAnswer` picks}."""

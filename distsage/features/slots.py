@@ -19,7 +19,7 @@ from distsage.kernels import level
 from distsage.kernels.gather import Tables, gather
 from distsage.kernels.level import Level
 from distsage.kernels.slots import split_slots
-from distsage.train.sampler import Csc, MiniBatch
+from distsage.sampling.sampler import Csc, MiniBatch
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

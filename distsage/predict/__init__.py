@@ -1,0 +1,1 @@
+"""A trained model comes in, answers by original node id go out. One machine, without MPI."""
