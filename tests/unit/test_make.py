@@ -23,7 +23,7 @@ def make_test(directory: Path, files: dict[str, str]) -> subprocess.CompletedPro
     shown = subprocess.run(
         make, cwd=REPOSITORY, env=own, capture_output=True, text=True, check=True, timeout=60
     )
-    *_, command = shown.stdout.splitlines()
+    command = next(line for line in shown.stdout.splitlines() if " -m pytest " in line)
     return subprocess.run(
         shlex.split(command), cwd=REPOSITORY, capture_output=True, text=True, timeout=120
     )
