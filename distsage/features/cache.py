@@ -17,12 +17,10 @@ from torch import Tensor
 
 from distsage.config import TrainConfig
 from distsage.errors import UserError
+from distsage.features.rows import PULL_ROWS
 from distsage.launch.watch.watcher import Mark, State
 from distsage.limits import human_bytes
 from distsage.partition.parts import Manifest
-
-# Rows asked of the servers at once: bounds the memory that a pull takes beside the cache.
-_PULL_ROWS = 65536
 
 
 def ranking_note(parts: Manifest, config: TrainConfig) -> str | None:
@@ -83,9 +81,9 @@ def fill_cache(
             rows = torch.from_file(str(segment), shared=True, size=size, dtype=like.dtype)
             rows = rows.view(len(gids), width)
         begin, end = (len(gids) * i // num_shares for i in (share, share + 1))
-        for first in range(begin, end, _PULL_ROWS):
+        for first in range(begin, end, PULL_ROWS):
             mark(f"filling the cache: {first - begin} of {end - begin} rows", State.WAITING)
-            chunk = gids[first : min(first + _PULL_ROWS, end)]
+            chunk = gids[first : min(first + PULL_ROWS, end)]
             order = np.argsort(chunk)
             rows[first + torch.from_numpy(order)] = pull(chunk[order])
         barrier()

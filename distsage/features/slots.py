@@ -19,7 +19,7 @@ from distsage.kernels import level
 from distsage.kernels.gather import Tables, gather
 from distsage.kernels.level import Level
 from distsage.kernels.slots import split_slots
-from distsage.sampling.sampler import Csc, MiniBatch
+from distsage.sampling.batch import MiniBatch
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
@@ -61,6 +61,8 @@ class PartlyResident:
 class InputLayer:
     """What layer 1 of the model aggregates.
 
+    On a CPU the edges are numpy arrays, on a GPU tensors.
+
     Attributes:
         tables: the feature tables `[., F]`, all of one dtype; slots count through them in order.
             At most three for kernels; for torch's operations exactly one, the gathered rows, or
@@ -71,39 +73,9 @@ class InputLayer:
     """
 
     tables: tuple[Tensor, ...] | tuple[PartlyResident]
-    indptr: Tensor
-    slots: Tensor
-    dst_slots: Tensor
-
-
-@dataclass(frozen=True)
-class Block:
-    """One inner layer as the model reads it: `Csc` as tensors.
-
-    Attributes:
-        indptr: int64 `[num_dst + 1]`.
-        indices: int32 `[nnz]`, `_bid` of the source of each edge.
-        num_src: number of source nodes.
-    """
-
-    indptr: Tensor
-    indices: Tensor
-    num_src: int
-
-    @classmethod
-    def from_csc(cls, csc: Csc) -> "Block":
-        """Wrap a sampled layer; no copy."""
-        return cls(torch.from_numpy(csc.indptr), torch.from_numpy(csc.indices), csc.num_src)
-
-    @property
-    def num_dst(self) -> int:
-        """Number of destination nodes."""
-        return len(self.indptr) - 1
-
-
-def blocks_of(batch: MiniBatch) -> list[Block]:
-    """Layers 2..L of a batch as tensors; no copy."""
-    return [Block.from_csc(csc) for csc in batch.blocks]
+    indptr: Any
+    slots: Any
+    dst_slots: Any
 
 
 def local_input(batch: MiniBatch, table: Tensor) -> InputLayer:
@@ -111,9 +83,9 @@ def local_input(batch: MiniBatch, table: Tensor) -> InputLayer:
     assert batch.input_gid is None
     return InputLayer(
         (table,),
-        torch.from_numpy(batch.input_edges.indptr),
-        torch.from_numpy(batch.input_edges.indices),
-        torch.from_numpy(batch.dst_gid),
+        batch.input_edges.indptr,
+        batch.input_edges.indices,
+        batch.dst_gid,
     )
 
 
@@ -123,9 +95,9 @@ def gathered_input(batch: MiniBatch, rows: Tensor | PartlyResident) -> InputLaye
     tables: Any = (rows,)
     return InputLayer(
         tables,
-        torch.from_numpy(batch.input_edges.indptr),
-        torch.from_numpy(batch.input_edges.indices),
-        torch.arange(len(batch.dst_gid), dtype=torch.int32),
+        batch.input_edges.indptr,
+        batch.input_edges.indices,
+        np.arange(len(batch.dst_gid), dtype=np.int32),
     )
 
 
@@ -153,7 +125,7 @@ class SlotMap:
         self._slot[cached_gid] = np.arange(hi - lo, self.num_kept, dtype=np.int32)
         self._seen = np.zeros(self.num_kept // 64 + 1, np.uint64)
 
-    def split(self, src_gid: np.ndarray, dst_gid: np.ndarray) -> "SlotSplit":
+    def find(self, src_gid: np.ndarray, dst_gid: np.ndarray) -> "FoundSlots":
         """Slots of a batch's sources `[nnz]` and destinations `[n1]`, and the rows that miss."""
         slots = np.empty(len(src_gid), np.int32)
         dst_slots = np.empty(len(dst_gid), np.int32)
@@ -170,11 +142,11 @@ class SlotMap:
             dst_slots,
             missed_gid,
         )
-        return SlotSplit(slots, dst_slots, missed_gid[:num_missed].copy(), num_own, num_cached)
+        return FoundSlots(slots, dst_slots, missed_gid[:num_missed].copy(), num_own, num_cached)
 
 
 @dataclass(frozen=True)
-class SlotSplit:
+class FoundSlots:
     """Where the rows of one batch are.
 
     Attributes:
@@ -194,12 +166,7 @@ class SlotSplit:
     def input(self, indptr: np.ndarray, tables: tuple[Tensor, Tensor, Tensor]) -> InputLayer:
         """Layer 1 on the tables (own rows, cached rows, rows of `missed_gid`)."""
         assert len(tables[2]) == len(self.missed_gid)
-        return InputLayer(
-            tables,
-            torch.from_numpy(indptr),
-            torch.from_numpy(self.slots),
-            torch.from_numpy(self.dst_slots),
-        )
+        return InputLayer(tables, indptr, self.slots, self.dst_slots)
 
 
 def gather_rows(tables: tuple[Tensor, ...], slots: np.ndarray, *, pin: bool = False) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distsage.features.slots import Block, InputLayer, as_array, three_tables
+from distsage.features.slots import InputLayer, as_array, three_tables
 from distsage.kernels import level, threads
 from distsage.kernels.gather import Edges, Tables, gather_self_and_mean
 from distsage.kernels.hidden_layer import (
@@ -31,6 +31,7 @@ from distsage.kernels.hidden_layer import (
 from distsage.kernels.level import Level
 from distsage.kernels.simd import LANES
 from distsage.model.workspace import Workspace
+from distsage.sampling.batch import Block
 
 _SEGMENTS = 8
 """Into how many sums of rows the gradient of a weight is divided, for any number of threads."""
@@ -128,7 +129,7 @@ class _HiddenLayer(torch.autograd.Function):
         h, marks = _activate(x, inputs, weight, bias, dropout, workspace)
         out = h.new_empty(block.num_dst, 2 * h.shape[1])
         dst = np.arange(block.num_dst, dtype=np.int32)
-        _gather(out, Edges(block.indptr.numpy(), block.indices.numpy(), dst), three_tables((h,)))
+        _gather(out, Edges(block.indptr, block.indices, dst), three_tables((h,)))
         ctx.save_for_backward(x, weight, marks)
         ctx.block, ctx.scale = block, dropout.scale
         return out
@@ -197,7 +198,7 @@ def _gradients(
     grad_weight = torch.zeros(segments, hidden, whole_vectors)
     grad_bias = torch.zeros(segments, hidden)
     grad_z = x.new_empty(len(x) if needs_z else 0, hidden)
-    edges = transpose(block.indptr.numpy(), block.indices.numpy(), len(x))
+    edges = transpose(block.indptr, block.indices, len(x))
     wanted = (
         1 if threads.budget() == 1 else math.ceil(_TASKS_PER_THREAD * threads.budget() / segments)
     )
@@ -244,7 +245,7 @@ def _input_block(inputs: InputLayer, workspace: Workspace, dtype: torch.dtype) -
 
 
 def _sources(inputs: InputLayer) -> tuple[Edges, Tables]:
-    edges = Edges(inputs.indptr.numpy(), inputs.slots.numpy(), inputs.dst_slots.numpy())
+    edges = Edges(inputs.indptr, inputs.slots, inputs.dst_slots)
     return edges, three_tables(_tables(inputs))
 
 

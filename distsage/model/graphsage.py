@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distsage.features.slots import Block, InputLayer
+from distsage.features.slots import InputLayer
 from distsage.kernels.rng import draw
 from distsage.model.layers import hidden_layer, input_self_and_mean, linear
 from distsage.model.workspace import Workspace
+from distsage.sampling.batch import Block
 
 
 class SageLayer(nn.Module):

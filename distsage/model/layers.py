@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distsage.features.slots import Block, InputLayer
+from distsage.features.slots import InputLayer
 from distsage.model import cpu, tensor_ops
 from distsage.model.backend import by_kernels
 from distsage.model.workspace import Workspace
+from distsage.sampling.batch import Block
 
 
 def input_self_and_mean(
@@ -20,7 +21,8 @@ def input_self_and_mean(
 
     By kernels it is the block `input` of the workspace.
     """
-    if by_kernels(inputs.slots.device):
+    (table, *_) = inputs.tables
+    if isinstance(table, Tensor) and by_kernels(table.device):
         return cpu.input_self_and_mean(inputs, workspace, dtype)
     return tensor_ops.input_self_and_mean(inputs, dtype)
 

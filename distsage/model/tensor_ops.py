@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distsage.features.slots import Block, InputLayer, PartlyResident
+from distsage.features.slots import InputLayer, PartlyResident
+from distsage.sampling.batch import Block
 
 
 def input_self_and_mean(inputs: InputLayer, dtype: torch.dtype) -> Tensor:
@@ -17,7 +18,7 @@ def input_self_and_mean(inputs: InputLayer, dtype: torch.dtype) -> Tensor:
     if isinstance(rows, PartlyResident):
         rows = rows.assembled()
     mean = segment_mean(rows.float(), inputs.indptr, inputs.slots)
-    return torch.cat((rows[inputs.dst_slots].float(), mean), 1).to(dtype)
+    return torch.cat((rows[torch.as_tensor(inputs.dst_slots)].float(), mean), 1).to(dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def dropout(h: Tensor, p: float, key: np.uint64) -> Tensor:
     return h * kept / (1 - p)
 
 
-def segment_mean(rows: Tensor, indptr: Tensor, sources: Tensor) -> Tensor:
+def segment_mean(rows: Tensor, indptr: Tensor | np.ndarray, sources: Tensor | np.ndarray) -> Tensor:
     """Mean of the edges' rows per destination, `[n, width]`; 0 where there is no edge.
 
     Args:
@@ -55,6 +56,11 @@ def segment_mean(rows: Tensor, indptr: Tensor, sources: Tensor) -> Tensor:
         indptr: int64 `[n + 1]`.
         sources: integer `[nnz]`, a row for each edge.
     """
+    sources = torch.as_tensor(sources)
     return nn.functional.embedding_bag(
-        sources, rows, indptr.to(sources.dtype), mode="mean", include_last_offset=True
+        sources,
+        rows,
+        torch.as_tensor(indptr).to(sources.dtype),
+        mode="mean",
+        include_last_offset=True,
     )

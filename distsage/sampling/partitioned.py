@@ -6,8 +6,9 @@ rest; they pick with the same kernel and the same key, so that a batch is the sa
 as with the whole topology at hand.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,8 +19,19 @@ from distsage.kernels.picking import place_picks
 from distsage.limits import human_bytes
 from distsage.sampling.sampler import Method, Neighbours
 
-Ask = Callable[..., Mapping[int, Sequence[Tensor]]]
-"""`ask({part: gids}, fan_out, key)` gives {part: what its server's `PartAnswer` picks}."""
+NEIGHBOURS = "neighbours"
+"""The subject of the question that `PartitionedNeighbours` asks and `PartAnswer` answers."""
+
+
+class Asks(Protocol):
+    """Asks the servers of other parts."""
+
+    def ask(
+        self, subject: str, tensors: Mapping[int, Tensor], *arguments: int | str
+    ) -> Mapping[int, Sequence[Tensor]]:
+        """What the server of each part answers; blocks."""
+        ...
+
 
 # What sampling may take of the memory that a host has available.
 _SHARE_OF_MEMORY = 0.5
@@ -56,14 +68,14 @@ class PartitionedNeighbours:
         own: of this host's part.
         part: this host's.
         offsets: int64 `[P + 1]`; part i owns the gids in [offsets[i], offsets[i + 1]).
-        ask: asks the servers of other parts; blocks.
+        store: asks the servers of other parts.
     """
 
-    def __init__(self, own: Neighbours, part: int, offsets: np.ndarray, ask: Ask) -> None:
+    def __init__(self, own: Neighbours, part: int, offsets: np.ndarray, store: Asks) -> None:
         self._own = own
         self._part = part
         self._offsets = offsets
-        self._ask = ask
+        self._store = store
 
     def pick(
         self, dst_gid: np.ndarray, fan_out: int, key: np.uint64
@@ -73,7 +85,7 @@ class PartitionedNeighbours:
         places = {int(part): np.flatnonzero(owner == part) for part in np.unique(owner)}
         remote = {part: at for part, at in places.items() if part != self._part}
         asked = {part: torch.from_numpy(dst_gid[at]) for part, at in remote.items()}
-        answers = self._ask(asked, fan_out, int(key)) if asked else {}
+        answers = self._store.ask(NEIGHBOURS, asked, fan_out, int(key)) if asked else {}
         counts = np.zeros(len(dst_gid), np.int64)
         picks = []
         for part, at in remote.items():
@@ -103,7 +115,12 @@ class PartAnswer:
     """
 
     def __init__(self, topology: Topology, method: Method, low: int, high: int) -> None:
-        self._neighbours = Neighbours(topology, method, low, high)
+        self._arguments = topology, method, low, high
+
+    @cached_property
+    def _neighbours(self) -> Neighbours:
+        # Made when somebody asks: most jobs sample from the whole topology.
+        return Neighbours(*self._arguments)
 
     def pick(self, dst_gid: Tensor, fan_out: int, key: int) -> Sequence[Tensor]:
         """Number of picks of each destination, int32 `[n]`, and their source gids, `[nnz]`."""

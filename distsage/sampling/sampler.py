@@ -6,7 +6,6 @@ release the GIL, so that a thread can sample ahead.
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,58 +16,12 @@ from distsage.kernels import threads
 from distsage.kernels.picking import number_nodes, sample_independently, sample_labor
 from distsage.kernels.rng import draw
 from distsage.kernels.simd import LANES
+from distsage.sampling.batch import Block, MiniBatch
 
 Method = Literal["uniform", "replacement", "labor"]
 
 _PICKED_ROWS = 256
 """Destinations of one piece of `SharedPicking`, at least."""
-
-
-@dataclass(frozen=True)
-class Csc:
-    """The edges of one sampled layer; the first `num_dst` of its source nodes are its destinations.
-
-    Attributes:
-        indptr: int64 `[num_dst + 1]`. Destination i has the edges `indices[indptr[i]:indptr[i+1]]`.
-        indices: integer `[nnz]`, the source of each edge: a `_bid` in [0, num_src), or a `_gid` in
-            the input layer of a batch whose inputs are not numbered.
-        num_src: number of source nodes.
-    """
-
-    indptr: np.ndarray
-    indices: np.ndarray
-    num_src: int
-
-    @property
-    def num_dst(self) -> int:
-        """Number of destination nodes."""
-        return len(self.indptr) - 1
-
-
-@dataclass(frozen=True)
-class MiniBatch:
-    """What a trainer needs to know about one step, apart from features and labels.
-
-    The layers are in the order of the computation: `input_edges` is layer 1, `blocks[0]` layer 2,
-    and the destinations of the last one are the seeds. Source node j of `blocks[0]` is destination
-    j of the input layer.
-
-    Attributes:
-        key: the dropout stream of this batch (`distsage.kernels.rng.stream_key`).
-        seed_gid: int64 `[B]`.
-        blocks: layers 2..L, indices are int32 `_bid`.
-        dst_gid: `[n1]` of the topology's integer type, the destinations of the input layer.
-        input_edges: layer 1, `[n1]` destinations. Its indices are `_gid`, or int32 `_bid` where
-            the inputs are numbered; num_src is then `len(input_gid)`, otherwise N.
-        input_gid: None, or the unique input nodes, `[num_src]`; `dst_gid` is its beginning.
-    """
-
-    key: np.uint64
-    seed_gid: np.ndarray
-    blocks: tuple[Csc, ...]
-    dst_gid: np.ndarray
-    input_edges: Csc
-    input_gid: np.ndarray | None
 
 
 Pick = Callable[[np.ndarray, int, np.uint64], tuple[np.ndarray, np.ndarray]]
@@ -225,7 +178,7 @@ class Sampler:
         """
         topology = self.topology
         num_layers = len(self.fan_outs)
-        blocks: list[Csc] = []
+        blocks: list[Block] = []
         input_gid = None
         dst_gid = seed_gid.astype(topology.indices.dtype)
         for layer in reversed(range(num_layers)):
@@ -236,12 +189,12 @@ class Sampler:
             gid = np.empty(len(dst_gid) + len(src_gid), src_gid.dtype)
             bid = np.empty(len(src_gid), np.int32)
             num_src = number_nodes(dst_gid, src_gid, self._slot, gid, bid)
-            edges = Csc(indptr, bid, num_src)
+            edges = Block(indptr, bid, num_src)
             if layer == 0:
                 input_gid = gid[:num_src]
             else:
                 blocks.append(edges)
                 dst_gid = gid[:num_src]
         if input_gid is None:
-            edges = Csc(indptr, src_gid, topology.num_nodes)
+            edges = Block(indptr, src_gid, topology.num_nodes)
         return MiniBatch(dropout_key, seed_gid, tuple(reversed(blocks)), dst_gid, edges, input_gid)

@@ -6,17 +6,31 @@ out over them evenly. The size of the whole batch, over all trainers, follows fr
 the lists, so that each trainer can weight its loss as if one process trained on the whole batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from distsage.kernels.rng import Purpose
+from distsage.kernels.rng import Purpose, stream_key
 
 
-def own_share(nodes: np.ndarray, share: int, num_shares: int) -> np.ndarray:
-    """Return the `share`-th of `num_shares` nearly equal slices of `nodes`."""
-    return np.array_split(nodes, num_shares)[share]
+@dataclass(frozen=True)
+class Step:
+    """What names one step of a trainer, and all that is drawn for it.
+
+    Attributes:
+        epoch, number: from 0; steps are numbered within their epoch.
+        seed_gid: int64 `[B]`, its seed nodes; possibly none.
+        sample_key, dropout_key: of its streams (`distsage.kernels.rng.stream_key`).
+        global_size: seed nodes of this step over all trainers.
+    """
+
+    epoch: int
+    number: int
+    seed_gid: np.ndarray
+    sample_key: np.uint64
+    dropout_key: np.uint64
+    global_size: int
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,19 @@ class SeedPlan:
             shuffled[slice(*_slice(len(shuffled), step, self.num_steps))]
             for step in range(self.num_steps)
         ]
+
+    def steps(self, epoch: int) -> Iterator[Step]:
+        """The steps of one epoch, with the keys of what is drawn for them."""
+        for number, seed_gid in enumerate(self.batches(epoch)):
+            where = self.seed, epoch, self.trainer_rank, number
+            yield Step(
+                epoch,
+                number,
+                seed_gid,
+                stream_key(*where, Purpose.SAMPLE),
+                stream_key(*where, Purpose.DROPOUT),
+                self.global_batch_size(number),
+            )
 
     def global_batch_size(self, step: int) -> int:
         """Number of seed nodes of one step over all trainers."""

@@ -1,5 +1,9 @@
-"""Prepared mini-batches, and workers that prepare the next ones. Runs on trainer ranks."""
+"""Mini-batches as a step takes them, and workers that prepare the next ones.
 
+Runs on trainer ranks and in the local run.
+"""
+
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,9 +11,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from distsage.features.slots import Block, InputLayer
+from distsage.features.rows import RowFinder
+from distsage.features.slots import InputLayer
+from distsage.sampling.batch import Block, MiniBatch
+from distsage.sampling.seeds import Step
 
 Task = TypeVar("Task")
 Prepared = TypeVar("Prepared")
@@ -32,11 +40,42 @@ class Batch:
     """
 
     inputs: InputLayer
-    blocks: list[Block]
+    blocks: tuple[Block, ...]
     key: np.uint64
     labels: Tensor
     global_size: int
     counters: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of consecutive nodes.
+
+    Attributes:
+        first_gid: the first node's.
+        values: int64 `[n]` or float32 `[n, C]`.
+    """
+
+    first_gid: int
+    values: Tensor
+
+
+def put_together(step: Step, sampled: MiniBatch, finder: RowFinder, labels: Labels) -> Batch:
+    """Make a batch of what was sampled for a step: its rows and its labels. Blocks on its rows."""
+    started = time.perf_counter()
+    inputs, rows = finder.input_layer(sampled)
+    return Batch(
+        inputs,
+        sampled.blocks,
+        sampled.key,
+        labels.values[torch.from_numpy(step.seed_gid - labels.first_gid)],
+        step.global_size,
+        {
+            "edges": sampled.num_edges,
+            **rows,
+            "fetch_seconds": time.perf_counter() - started,
+        },
+    )
 
 
 def prepare_ahead(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +57,9 @@ def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
 
 
 def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same record with every tensor in it changed."""
+    """The same record with every tensor in it changed; arrays become tensors."""
+    if isinstance(value, np.ndarray):
+        return change(torch.from_numpy(value))
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, (list, tuple)):

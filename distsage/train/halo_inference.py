@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from distsage.data.graph import Topology
+from distsage.features.rows import PULL_ROWS
 from distsage.launch.watch.watcher import Mark, State
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import exchanged_rows, layer_rows
 from distsage.train.trainers import Trainers
-
-# Rows asked of the servers in one request.
-_PULL_ROWS = 65536
 
 
 class HaloInference:
@@ -81,7 +79,7 @@ class HaloInference:
     def _pull(self, pull: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """The features of the halo, from the servers, piece by piece."""
         pulled = []
-        for piece in torch.from_numpy(self._feature_halo.astype(np.int64)).split(_PULL_ROWS):
+        for piece in torch.from_numpy(self._feature_halo.astype(np.int64)).split(PULL_ROWS):
             self._mark("fetching halo rows from the servers", State.WAITING)
             pulled.append(pull(piece))
         return pulled

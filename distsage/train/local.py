@@ -3,7 +3,6 @@
 Runs on one machine. Imports DGL only where the data lie in DGL's files.
 """
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -18,34 +17,31 @@ from torch.utils.data import DataLoader, Dataset
 from distsage.config import LocalConfig, job_name
 from distsage.data.graph import Graph, Topology
 from distsage.data.precision import cast_features
-from distsage.features.resident import input_rows, keep_on_gpu
-from distsage.features.slots import blocks_of, gathered_input, local_input
+from distsage.features.resident import keep_on_gpu
+from distsage.features.rows import LocalRows
 from distsage.files import own_directory
 from distsage.kernels import level
-from distsage.kernels.rng import Purpose, stream_key
 from distsage.model.backend import by_kernels, choose_device, description, set_threads
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
-from distsage.sampling.sampler import MiniBatch, Sampler
-from distsage.sampling.seeds import SeedPlan
-from distsage.train.batches import Batch, prepare_ahead
+from distsage.sampling.batch import MiniBatch
+from distsage.sampling.sampler import Sampler
+from distsage.sampling.seeds import SeedPlan, Step
+from distsage.train.batches import Batch, Labels, prepare_ahead, put_together
 from distsage.train.evaluation import score_masks
 from distsage.train.feeding import pinned
-from distsage.train.loop import PRECISIONS, Scores, fit
+from distsage.train.loop import PRECISIONS, Scores, Trainer
 from distsage.train.run_directory import RunDirectory
 from distsage.train.trainers import Trainers
 
 # Seconds that the workers may take for one batch.
 _BATCH_TIMEOUT = 300.0
 
-_Index = tuple[int, int, np.ndarray]  # epoch, step, seed nodes
 
-
-class SampledBatches(Dataset[MiniBatch]):
-    """A map-style dataset whose index is (epoch, step, seed nodes); each item is a mini-batch."""
+class SampledBatches(Dataset[tuple[Step, MiniBatch]]):
+    """A map-style dataset whose index is a step; each item is the step and its mini-batch."""
 
     def __init__(self, topology: Topology, config: LocalConfig, number_inputs: bool) -> None:
-        self._seed = config.seed
         self._sampler = Sampler(
             topology,
             config.fan_outs,
@@ -54,15 +50,12 @@ class SampledBatches(Dataset[MiniBatch]):
             in_line=config.num_workers == 0,
         )
 
-    def __getitem__(self, index: _Index) -> MiniBatch:
-        epoch, step, seeds = index
-        key = stream_key(self._seed, epoch, 0, step, Purpose.SAMPLE)
-        dropout_key = stream_key(self._seed, epoch, 0, step, Purpose.DROPOUT)
-        return self._sampler.sample(seeds, key, dropout_key)
+    def __getitem__(self, step: Step) -> tuple[Step, MiniBatch]:
+        return step, self._sampler.sample(step.seed_gid, step.sample_key, step.dropout_key)
 
 
 class _EpochSteps:
-    """The DataLoader's sampler: the indices of the epoch that is set."""
+    """The DataLoader's sampler: the steps of the epoch that is set."""
 
     def __init__(self, plan: SeedPlan) -> None:
         self.plan = plan
@@ -71,9 +64,8 @@ class _EpochSteps:
     def __len__(self) -> int:
         return self.plan.num_steps
 
-    def __iter__(self) -> Iterator[_Index]:
-        for step, seeds in enumerate(self.plan.batches(self.epoch)):
-            yield self.epoch, step, seeds
+    def __iter__(self) -> Iterator[Step]:
+        return self.plan.steps(self.epoch)
 
 
 def train(config: LocalConfig) -> dict[str, Any]:
@@ -97,7 +89,7 @@ def _train(
     print(description(device), flush=True)
     topology = without_edges(graph.topology) if config.ignore_edges else graph.topology
     features = cast_features(dense_features(graph), config.feat_dtype)
-    labels = torch.from_numpy(graph.labels)
+    labels = Labels(0, torch.from_numpy(graph.labels))
     masks = {
         "train": torch.from_numpy(graph.train_mask),
         "val": torch.from_numpy(graph.val_mask),
@@ -115,10 +107,9 @@ def _train(
     train_nodes = np.flatnonzero(graph.train_mask).astype(np.int64)
     plan = SeedPlan(train_nodes, [len(train_nodes)], config.batch_size, config.seed, 0)
     steps = _EpochSteps(plan)
-    gather = not by_kernels(device)
-    resident = keep_on_gpu(features, features[:0], device)
+    rows = LocalRows(features, keep_on_gpu(features, features[:0], device))
     loader = DataLoader(
-        SampledBatches(topology, config, number_inputs=gather),
+        SampledBatches(topology, config, number_inputs=not by_kernels(device)),
         batch_size=None,
         sampler=steps,
         num_workers=config.num_workers,
@@ -127,41 +118,19 @@ def _train(
         collate_fn=_as_it_is,
     )
 
-    def prepare(numbered: tuple[int, MiniBatch]) -> Batch:
-        step, sampled = numbered
-        started = time.perf_counter()
-        if gather:
-            assert sampled.input_gid is not None
-            rows = input_rows((features,), sampled.input_gid, resident)
-            inputs = gathered_input(sampled, rows)
-        else:
-            inputs = local_input(sampled, features)
-        batch = Batch(
-            inputs,
-            blocks_of(sampled),
-            sampled.key,
-            labels[torch.from_numpy(sampled.seed_gid)],
-            plan.global_batch_size(step),
-            {
-                "edges": len(sampled.input_edges.indices)
-                + sum(len(block.indices) for block in sampled.blocks),
-                "fetch_seconds": time.perf_counter() - started,
-            },
-        )
+    def prepare(item: tuple[Step, MiniBatch]) -> Batch:
+        batch = put_together(*item, rows, labels)
         return pinned(batch) if device.type == "cuda" else batch
 
-    gatherer = ThreadPoolExecutor(1, "gather")
+    # A thread fills pinned memory, which the loader's workers cannot share.
+    gatherer = ThreadPoolExecutor(1, "gather") if device.type == "cuda" else None
 
     def epoch_batches(epoch: int) -> Iterator[Batch]:
         steps.epoch = epoch
-        if device.type == "cuda":  # a thread fills pinned memory, which the workers cannot share
-            yield from prepare_ahead(enumerate(loader), prepare, gatherer, 1)
-        else:
-            yield from map(prepare, enumerate(loader))
+        return prepare_ahead(loader, prepare, gatherer, 1)
 
-    def evaluate() -> Scores:
-        logits = infer(model, topology, features)
-        return score_masks(logits, labels, masks, Trainers())
+    def compute_scores() -> Scores:
+        return score_masks(infer(model, topology, features), labels.values, masks, Trainers())
 
     about = {
         "command": "local",
@@ -171,8 +140,10 @@ def _train(
         "graph": graph.name,
         "config": asdict(config),
     }
-    scores = fit(config, model, epoch_batches, evaluate, Trainers(), run, about, lambda *_: None)
-    gatherer.shutdown()
+    trainer = Trainer(config, model, Trainers(), run, about, lambda *_: None)
+    scores = trainer.fit(epoch_batches, compute_scores)
+    if gatherer is not None:
+        gatherer.shutdown()
     summary = {
         **scores,
         "kernels": str(level.chosen()),

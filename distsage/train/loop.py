@@ -65,133 +65,162 @@ class _GradientSum:
         return work.get_future().then(lambda done: done.value()[0])
 
 
-def fit(
-    config: TrainingOptions,
-    model: GraphSAGE,
-    epoch_batches: Callable[[int], Iterator[Batch]],
-    evaluate: Callable[[], Scores],
-    trainers: Trainers,
-    run: RunDirectory | None,
-    description: dict[str, Any],
-    mark: Mark,
-) -> dict[str, Any]:
-    """Train; collective over the trainers.
+class Trainer:
+    """Trains a model, together with the other trainers of the job; the local run is a job of one.
 
     Args:
         config: what `train` and `local` share.
         model: on its device; holds the last epoch's weights afterwards.
-        epoch_batches: the batches of an epoch, as many on every trainer.
-        evaluate: scores of all nodes of each mask, the same on every trainer; collective.
         trainers: of the job.
         run: where to write; on trainer 0 only.
-        description: goes beside the weights, so that the model can be rebuilt.
+        about: goes beside the weights, so that the model can be rebuilt.
         mark: notes progress: what this trainer does from now on.
-
-    Returns:
-        The scores of the best validation epoch, its number (`best_epoch`, from 0), `epochs` and
-        `seconds`.
-
-    Raises:
-        UserError: the loss is no longer a number.
     """
-    keep_freed_memory()
-    replica: nn.Module = model
-    gradient_sum = _GradientSum(mark)
-    if trainers.size > 1:
-        parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=1024)
-        parallel.register_comm_hook(None, gradient_sum.add)
-        replica = parallel
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-    )
-    best: tuple[float, int, Scores] | None = None
-    started = time.perf_counter()
-    for epoch in range(config.num_epochs):
-        epoch_started = time.perf_counter()
-        model.train()
-        batches = epoch_batches(epoch)
-        loss, counters = _train_epoch(batches, replica, optimizer, gradient_sum, mark, epoch)
-        loss = float(trainers.sum(torch.tensor(loss, dtype=torch.float64)))
+
+    def __init__(
+        self,
+        config: TrainingOptions,
+        model: GraphSAGE,
+        trainers: Trainers,
+        run: RunDirectory | None,
+        about: dict[str, Any],
+        mark: Mark,
+    ) -> None:
+        keep_freed_memory()
+        self._config = config
+        self._model = model
+        self._device = model.layers[0].weight.device
+        self._trainers = trainers
+        self._run = run
+        self._about = about
+        self._mark = mark
+        self._replica: nn.Module = model
+        self._gradient_sum = _GradientSum(mark)
+        if trainers.size > 1:
+            replica = DistributedDataParallel(
+                model, gradient_as_bucket_view=True, bucket_cap_mb=1024
+            )
+            replica.register_comm_hook(None, self._gradient_sum.add)
+            self._replica = replica
+        self._optimizer = torch.optim.Adam(
+            model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self._best: tuple[float, int, Scores] | None = None
+
+    def fit(
+        self,
+        epoch_batches: Callable[[int], Iterator[Batch]],
+        compute_scores: Callable[[], Scores],
+    ) -> dict[str, Any]:
+        """Train for all epochs; collective over the trainers.
+
+        Args:
+            epoch_batches: the batches of an epoch, as many on every trainer.
+            compute_scores: of all nodes of each mask, the same on every trainer; collective.
+
+        Returns:
+            The scores of the best validation epoch, its number (`best_epoch`, from 0), `epochs` and
+            `seconds`.
+
+        Raises:
+            UserError: the loss is no longer a number.
+        """
+        num_epochs = self._config.num_epochs
+        started = time.perf_counter()
+        for epoch in range(num_epochs):
+            record = self.train_epoch(epoch, epoch_batches(epoch))
+            if (epoch + 1) % self._config.eval_every == 0 or epoch + 1 == num_epochs:
+                record |= self.evaluate(epoch, compute_scores)
+            if self._run is not None:
+                self._run.record(record)
+                print(_progress(record, num_epochs), flush=True)
+        assert self._best is not None
+        _, best_epoch, scores = self._best
+        seconds = round(time.perf_counter() - started, 3)
+        return {**scores, "best_epoch": best_epoch, "epochs": num_epochs, "seconds": seconds}
+
+    def train_epoch(self, epoch: int, batches: Iterator[Batch]) -> dict[str, Any]:
+        """Take a step on every batch; collective. Returns the epoch's record.
+
+        Raises:
+            UserError: the loss is no longer a number.
+        """
+        started = time.perf_counter()
+        self._model.train()
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        laps = _Laps()
+        steps = 0
+        self._mark(f"waiting for batch 0 of epoch {epoch}", State.WAITING)
+        for batch in feed(batches, self._device):
+            laps.end("wait_seconds")
+            self._mark(f"computing step {steps} of epoch {epoch}", State.WORKING)
+            loss_sum += self.train_step(batch, laps)
+            steps += 1
+            for name, value in batch.counters.items():
+                laps.counters[name] += value
+            self._mark(f"waiting for batch {steps} of epoch {epoch}", State.WAITING)
+        laps.counters["steps"] = steps
+        own_loss = torch.tensor(float(loss_sum) / steps, dtype=torch.float64)
+        loss = float(self._trainers.sum(own_loss))
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss of epoch {epoch} is {loss}; lower --lr, or look for huge values in the "
                 "features"
             )
-        seconds = round(time.perf_counter() - epoch_started, 6)
-        record = {"epoch": epoch, "loss": loss, "seconds": seconds, **_totals(counters, trainers)}
-        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.num_epochs:
-            mark(f"evaluating epoch {epoch}", State.WAITING)
-            evaluation_started = time.perf_counter()
-            model.eval()
-            scores = evaluate()
-            record["eval_seconds"] = round(time.perf_counter() - evaluation_started, 6)
-            record.update(scores)
-            quality = selection_score(scores["val"])
-            # A number beats NaN, and NaN no number. Without validation nodes there is no number,
-            # and the last epoch counts as the best.
-            if best is None or math.isnan(best[0]) or quality > best[0]:
-                best = (quality, epoch, scores)
-                if run is not None:
-                    mark("writing the checkpoint", State.WORKING)
-                    run.save_model(model, {**description, "epoch": epoch, "val": scores["val"]})
-        if run is not None:
-            run.record(record)
-            print(_progress(record, config.num_epochs), flush=True)
-    assert best is not None
-    return {
-        **best[2],
-        "best_epoch": best[1],
-        "epochs": config.num_epochs,
-        "seconds": round(time.perf_counter() - started, 3),
-    }
+        seconds = round(time.perf_counter() - started, 6)
+        totals = _totals(laps.counters, self._trainers)
+        return {"epoch": epoch, "loss": loss, "seconds": seconds, **totals}
 
-
-def _train_epoch(
-    batches: Iterator[Batch],
-    replica: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    gradient_sum: _GradientSum,
-    mark: Mark,
-    epoch: int,
-) -> tuple[float, dict[str, float]]:
-    """Take a step on every batch; return this trainer's share of the mean loss, and counters."""
-    device = next(replica.parameters()).device
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    counters: dict[str, float] = defaultdict(float)
-    steps = 0
-    lap = time.perf_counter()
-
-    def split(name: str, until: float | None = None) -> None:
-        """Book the time since the last split."""
-        nonlocal lap
-        now = time.perf_counter() if until is None else until
-        counters[name] += now - lap
-        lap = now
-
-    mark(f"waiting for batch 0 of epoch {epoch}", State.WAITING)
-    for batch in feed(batches, device):
-        split("wait_seconds")
-        mark(f"computing step {steps} of epoch {epoch}", State.WORKING)
-        logits = replica(batch.inputs, batch.blocks, batch.key)
+    def train_step(self, batch: Batch, laps: "_Laps") -> Tensor:
+        """Forward, backward, update; collective. Returns this trainer's share of the loss."""
+        logits = self._replica(batch.inputs, batch.blocks, batch.key)
         loss = global_loss(logits, batch.labels, batch.global_size)
-        split("forward_seconds")
-        optimizer.zero_grad(set_to_none=False)
-        gradient_sum.called_at = None
+        laps.end("forward_seconds")
+        self._optimizer.zero_grad(set_to_none=False)
+        self._gradient_sum.called_at = None
         loss.backward()
-        if gradient_sum.called_at is not None:
-            split("backward_seconds", until=gradient_sum.called_at)
-            split("all_reduce_seconds")
-        else:
-            split("backward_seconds")
-        optimizer.step()
-        split("optimizer_seconds")
-        loss_sum += loss.detach()
-        steps += 1
-        for name, value in batch.counters.items():
-            counters[name] += value
-        mark(f"waiting for batch {steps} of epoch {epoch}", State.WAITING)
-    counters["steps"] = steps
-    return float(loss_sum) / steps, counters
+        laps.end("backward_seconds", until=self._gradient_sum.called_at)
+        if self._gradient_sum.called_at is not None:
+            laps.end("all_reduce_seconds")
+        self._optimizer.step()
+        laps.end("optimizer_seconds")
+        return loss.detach()
+
+    def evaluate(self, epoch: int, compute_scores: Callable[[], Scores]) -> dict[str, Any]:
+        """Score all nodes, and keep the weights if they are the best; collective.
+
+        Returns:
+            What the epoch's record says of it.
+        """
+        self._mark(f"evaluating epoch {epoch}", State.WAITING)
+        started = time.perf_counter()
+        self._model.eval()
+        scores = compute_scores()
+        seconds = round(time.perf_counter() - started, 6)
+        quality = selection_score(scores["val"])
+        # A number beats NaN, and NaN no number. Without validation nodes there is no number, and
+        # the last epoch counts as the best.
+        if self._best is None or math.isnan(self._best[0]) or quality > self._best[0]:
+            self._best = quality, epoch, scores
+            if self._run is not None:
+                self._mark("writing the checkpoint", State.WORKING)
+                about = {**self._about, "epoch": epoch, "val": scores["val"]}
+                self._run.save_model(self._model, about)
+        return {"eval_seconds": seconds, **scores}
+
+
+class _Laps:
+    """Where the time of an epoch goes, by name, and other counters."""
+
+    def __init__(self) -> None:
+        self.counters: dict[str, float] = defaultdict(float)
+        self._last = time.perf_counter()
+
+    def end(self, name: str, until: float | None = None) -> None:
+        """Book the time since the last lap's end."""
+        now = time.perf_counter() if until is None else until
+        self.counters[name] += now - self._last
+        self._last = now
 
 
 def selection_score(scores: dict[str, float]) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from distsage.config import LocalConfig
 from distsage.features.resident import ResidentRows, input_rows, keep_on_gpu
-from distsage.features.slots import blocks_of, gathered_input
+from distsage.features.slots import gathered_input
 from distsage.kernels.rng import Purpose, stream_key
 from distsage.model import inference, tensor_ops
 from distsage.model.graphsage import GraphSAGE
@@ -38,7 +38,7 @@ def batch(step: int, num_layers: int = 2, resident: ResidentRows | None = None) 
     keys = [stream_key(0, 0, 0, step, p) for p in (Purpose.SAMPLE, Purpose.DROPOUT)]
     sampled = sampler.sample(seeds, *keys)
     inputs = gathered_input(sampled, input_rows((X,), sampled.input_gid, resident))
-    return Batch(inputs, blocks_of(sampled), sampled.key, LABELS[torch.from_numpy(seeds)], 200)
+    return Batch(inputs, sampled.blocks, sampled.key, LABELS[torch.from_numpy(seeds)], 200)
 
 
 def on_gpu(one: Batch) -> Batch:

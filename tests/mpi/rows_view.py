@@ -28,8 +28,9 @@ def be_a_rank(watched: Watched) -> None:
 
     from distsage.sampling.sampler import Sampler
     from distsage.sampling.seeds import SeedPlan
-    from distsage.train.distributed import feature_rows
+    from distsage.train.batches import Labels
     from distsage.train.remote_batches import BatchSource
+    from distsage.train.trainer_rank import feature_rows
     from distsage.train.trainers import Trainers
 
     config, assignment = job.config, job.assignment
@@ -38,10 +39,10 @@ def be_a_rank(watched: Watched) -> None:
     source = BatchSource(
         config,
         SeedPlan(np.empty(0, np.int64), [0], 1, 0, trainers.rank),
-        lambda: Sampler(job.parts.topology(), config.fan_outs),
+        [Sampler(job.parts.topology(), config.fan_outs) for _ in range(max(1, config.num_workers))],
         rows,
-        store.own_rows("labels"),
-        gather=False,
+        Labels(0, store.own_rows("labels")),
+        torch.device("cpu"),
     )
     mixed = np.random.default_rng(trainers.rank).permutation(rows.offsets[-1])
     fetched = source.fetch(torch.from_numpy(mixed))

@@ -51,7 +51,7 @@ def be_a_rank(watched: Watched) -> None:
     batch = Sampler(topology, [-1]).sample(seeds, np.uint64(1), np.uint64(2))
     no_cache = np.empty(0, np.int64)
     slots = SlotMap(job.parts.offsets, assignment.host, no_cache)
-    split = slots.split(batch.input_edges.indices, batch.dst_gid)
+    split = slots.find(batch.input_edges.indices, batch.dst_gid)
     own = store.own_rows("features")
     missed = store.pull("features", split.missed_gid)
     layer_1 = input_self_and_mean(

@@ -31,7 +31,7 @@ def test_every_slot_leads_to_the_row_of_its_node(lo, hi, num_cached):
             rng.choice(N, 30, replace=False), key_of(step), np.uint64(0)
         )
         src_gid = batch.input_edges.indices
-        split = slot_map.split(src_gid, batch.dst_gid)
+        split = slot_map.find(src_gid, batch.dst_gid)
 
         asked = np.concatenate((src_gid, batch.dst_gid))
         expected_misses = set(asked) - set(range(lo, hi)) - set(cached_gid)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from distsage.config import LocalConfig
-from distsage.features.slots import blocks_of, local_input
+from distsage.features.slots import local_input
 from distsage.model.graphsage import GraphSAGE
 from distsage.sampling.sampler import Sampler
 from distsage.train.batches import Batch
-from distsage.train.loop import fit
+from distsage.train.loop import Trainer
 from distsage.train.trainers import Trainers
 from tests.unit.graphs import random_topology
 
@@ -24,7 +24,7 @@ def batches(_: int):
         np.arange(10), np.uint64(1), np.uint64(2)
     )
     inputs = local_input(sampled, torch.ones(60, 5))
-    yield Batch(inputs, blocks_of(sampled), sampled.key, torch.arange(10) % 3, 10)
+    yield Batch(inputs, sampled.blocks, sampled.key, torch.arange(10) % 3, 10)
 
 
 @pytest.mark.parametrize(
@@ -41,14 +41,13 @@ def batches(_: int):
 )
 def test_a_number_beats_nan_and_nan_beats_no_number(val, best):
     scores = iter([{"val": {"accuracy": value}} for value in val])
-    result = fit(
+    trainer = Trainer(
         replace(CONFIG, num_epochs=len(val)),
         GraphSAGE(5, 8, 3, 2, 0.0, 0),
-        batches,
-        lambda: next(scores),
         Trainers(),
         None,
         {},
         lambda doing, state: None,
     )
+    result = trainer.fit(batches, lambda: next(scores))
     assert result["best_epoch"] == best

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distsage.features.slots import Block, blocks_of, gathered_input, local_input
+from distsage.features.slots import gathered_input, local_input
 from distsage.kernels import threads
 from distsage.kernels.level import Level, chosen
 from distsage.kernels.rng import Purpose, stream_key
@@ -15,6 +15,7 @@ from distsage.model.backend import by_kernels
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.layers import hidden_layer, input_self_and_mean
 from distsage.model.workspace import Workspace
+from distsage.sampling.batch import Block
 from distsage.sampling.sampler import Sampler
 from tests.unit.graphs import key_of, random_topology
 
@@ -32,9 +33,7 @@ def sampled(num_layers: int, num_seeds: int, number_inputs: bool = False):
 
 def relu_dropout(z: torch.Tensor, p: float, key: np.uint64) -> torch.Tensor:
     """The activation alone: what a block without edges hands on."""
-    no_edges = Block(
-        torch.zeros(len(z) + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int32), len(z)
-    )
+    no_edges = Block(np.zeros(len(z) + 1, np.int64), np.empty(0, np.int32), len(z))
     return hidden(z, no_edges, p, key)[:, : z.shape[1]]
 
 
@@ -109,7 +108,7 @@ def test_logits_and_gradients_equal_dgl(num_layers, width, hidden, num_classes):
         gathered_input(batch, x[torch.from_numpy(batch.input_gid).long()]),
     ):
         model.zero_grad()
-        logits = model(inputs, blocks_of(batch), batch.key)
+        logits = model(inputs, batch.blocks, batch.key)
         weighted_sum(logits).backward()
         torch.testing.assert_close(logits, h, rtol=1e-4, atol=1e-4)
         for layer, conv in zip(model.layers, convs, strict=True):
@@ -128,7 +127,7 @@ def test_tensor_operations_of_other_devices_do_the_same(precision, monkeypatch):
     for kernels in (by_kernels(torch.device("cpu")), False):
         monkeypatch.setattr(layers, "by_kernels", lambda _, answer=kernels: answer)
         model = GraphSAGE(30, 64, 5, 3, dropout=0.0, seed=1, precision=precision)
-        logits = model(inputs, blocks_of(batch), batch.key)
+        logits = model(inputs, batch.blocks, batch.key)
         weighted_sum(logits).backward()
         results.append((logits.detach(), [p.grad for p in model.parameters()]))
     near = 1e-4 if precision == torch.float32 else 0.05
@@ -151,7 +150,7 @@ def test_logits_equal_dense_numpy():
         both = np.concatenate((h[: csc.num_dst], adjacency @ h / degree), 1)
         h = both @ weight.T + model.layers[i].bias.detach().numpy()
         h = np.maximum(h, 0) if i == 0 else h
-    logits = model(local_input(sampled(2, 40), features(20)), blocks_of(batch), batch.key)
+    logits = model(local_input(sampled(2, 40), features(20)), batch.blocks, batch.key)
     np.testing.assert_allclose(logits.detach().numpy(), h, rtol=1e-4, atol=1e-5)
 
 
@@ -179,7 +178,7 @@ def test_hidden_layer_and_its_gradient_against_dense_operations(
 
     h = torch.relu(dense[0] @ dense[1].t() + dense[2]) * keep / (1 - p)
     expected = torch.cat((h[: csc.num_dst], adjacency @ h), 1)
-    result = hidden_layer(*ours, Block.from_csc(csc), p, np.uint64(4), Workspace())
+    result = hidden_layer(*ours, csc, p, np.uint64(4), Workspace())
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
     weighted_sum(expected).backward()
     weighted_sum(result).backward()
@@ -188,7 +187,7 @@ def test_hidden_layer_and_its_gradient_against_dense_operations(
 
 
 def test_source_without_an_edge_has_no_gradient():
-    indptr, indices = torch.tensor([0, 1]), torch.tensor([2], dtype=torch.int32)
+    indptr, indices = np.array([0, 1]), np.array([2], np.int32)
     z = torch.ones(4, 3, requires_grad=True)
     hidden(z, Block(indptr, indices, 4), 0.0, np.uint64(4)).sum().backward()
     assert z.grad.sum(1).tolist() == [3, 0, 3, 0]
@@ -202,7 +201,7 @@ def test_threads_change_nothing(precision, monkeypatch):
     for n in (1, 2, 5):
         monkeypatch.setattr(threads, "budget", lambda n=n: n)
         model = GraphSAGE(20, 256, 5, 3, dropout=0.5, precision=precision)
-        logits = model(local_input(batch, features(20)), blocks_of(batch), batch.key)
+        logits = model(local_input(batch, features(20)), batch.blocks, batch.key)
         weighted_sum(logits).backward()
         results.append([logits, *(p.grad for p in model.parameters())])
     for other in results[1:]:
@@ -215,10 +214,10 @@ def test_a_batch_uses_the_memory_of_the_one_before():
     model = GraphSAGE(20, 64, 5, 2, dropout=0.5)
     x = features(20)
     old, new = (sampled(2, n) for n in (100, 90))
-    logits = model(local_input(old, x), blocks_of(old), old.key)
+    logits = model(local_input(old, x), old.blocks, old.key)
     blocks = {name: block.data_ptr() for name, block in model._workspace._blocks.items()}
     assert len(blocks) == 2
-    weighted_sum(model(local_input(new, x), blocks_of(new), new.key)).backward()
+    weighted_sum(model(local_input(new, x), new.blocks, new.key)).backward()
     assert {name: block.data_ptr() for name, block in model._workspace._blocks.items()} == blocks
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         weighted_sum(logits).backward()
@@ -232,9 +231,7 @@ def test_hidden_layer_of_any_width_and_number_of_rows(width, num_rows):
     x = torch.randn(num_rows, 30, generator=generator)
     weight = torch.randn(width, 30, generator=generator)
     bias = torch.randn(width, generator=generator)
-    no_edges = Block(
-        torch.zeros(num_rows + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int32), num_rows
-    )
+    no_edges = Block(np.zeros(num_rows + 1, np.int64), np.empty(0, np.int32), num_rows)
     out = hidden_layer(x, weight, bias, no_edges, 0.0, np.uint64(1), Workspace())
     expected = torch.relu(x.double() @ weight.double().t() + bias).float()
     torch.testing.assert_close(out[:, :width], expected, rtol=1e-5, atol=1e-5)
@@ -256,7 +253,7 @@ def test_initial_weights_are_those_of_sageconv():
 def test_no_seeds_give_zero_gradients(training):
     model = GraphSAGE(20, 32, 5, 3, dropout=0.5).train(training)
     batch = sampled(3, 0)
-    logits = model(local_input(batch, features(20)), blocks_of(batch), batch.key)
+    logits = model(local_input(batch, features(20)), batch.blocks, batch.key)
     assert logits.shape == (0, 5)
     logits.sum().backward()
     for p in model.parameters():
@@ -298,7 +295,7 @@ def test_dropout_mask_is_the_hash_of_the_key():
 
 def test_the_gradient_of_a_source_with_thousands_of_destinations(monkeypatch):
     """4,096 gradients of one, each rounded to bfloat16 as it is added, would stay at 256."""
-    block = Block(torch.arange(4097), torch.zeros(4096, dtype=torch.int32), 4096)
+    block = Block(np.arange(4097), np.zeros(4096, np.int32), 4096)
     for kernels in (by_kernels(torch.device("cpu")), False):
         monkeypatch.setattr(layers, "by_kernels", lambda _, answer=kernels: answer)
         bias = torch.ones(16, requires_grad=True)
@@ -315,9 +312,9 @@ def test_evaluation_mode_has_no_dropout():
     batch = sampled(2, 30)
     x = local_input(batch, features(20))
     plain = GraphSAGE(20, 64, 5, 2, dropout=0.0)
-    expected = plain(x, blocks_of(batch), batch.key)
-    assert not torch.allclose(model(x, blocks_of(batch), batch.key), expected)
-    assert torch.equal(model.eval()(x, blocks_of(batch), np.uint64(1)), expected)
+    expected = plain(x, batch.blocks, batch.key)
+    assert not torch.allclose(model(x, batch.blocks, batch.key), expected)
+    assert torch.equal(model.eval()(x, batch.blocks, np.uint64(1)), expected)
 
 
 def test_works_under_ddp(tmp_path):
@@ -329,7 +326,7 @@ def test_works_under_ddp(tmp_path):
         model = torch.nn.parallel.DistributedDataParallel(GraphSAGE(20, 16, 5, 2, 0.5))
         for num_seeds in (0, 30):
             batch = sampled(2, num_seeds)
-            model(local_input(batch, features(20)), blocks_of(batch), batch.key).sum().backward()
+            model(local_input(batch, features(20)), batch.blocks, batch.key).sum().backward()
             assert all(p.grad is not None for p in model.parameters())
     finally:
         torch.distributed.destroy_process_group()
@@ -346,7 +343,7 @@ def test_bf16_is_close_and_keeps_float32_parameters(num_layers):
     results = []
     for precision in (torch.float32, torch.bfloat16):
         model = GraphSAGE(50, 64, 5, num_layers, dropout=0.3, seed=2, precision=precision)
-        logits = model(local_input(batch, x), blocks_of(batch), batch.key)
+        logits = model(local_input(batch, x), batch.blocks, batch.key)
         assert logits.dtype == torch.float32
         weighted_sum(logits).backward()
         results.append((logits.detach(), [p.grad for p in model.parameters()]))

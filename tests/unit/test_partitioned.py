@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from distsage.data.graph import Topology
-from distsage.sampling.partitioned import PartAnswer, PartitionedNeighbours, choose_topology
+from distsage.sampling.partitioned import (
+    NEIGHBOURS,
+    PartAnswer,
+    PartitionedNeighbours,
+    choose_topology,
+)
 from distsage.sampling.sampler import Neighbours, Sampler
 from tests.unit.graphs import key_of, random_topology
 
@@ -35,17 +40,19 @@ def test_same_batches_as_with_the_whole_topology(method, fan_outs, number_inputs
     servers = [PartAnswer(only_of_part(whole, *part), method, *part) for part in parts]
     asked = []
 
-    def ask(tensors, fan_out, key):
-        assert host not in tensors
-        asked.append(len(tensors))
-        return {part: servers[part].pick(t, fan_out, key) for part, t in tensors.items()}
+    class Store:
+        def ask(self, subject, tensors, fan_out, key):
+            assert subject == NEIGHBOURS
+            assert host not in tensors
+            asked.append(len(tensors))
+            return {part: servers[part].pick(t, fan_out, key) for part, t in tensors.items()}
 
     own = Neighbours(only_of_part(whole, *parts[host]), method, *parts[host])
     sampler = Sampler(
         whole,
         fan_outs,
         number_inputs=number_inputs,
-        pick=PartitionedNeighbours(own, host, OFFSETS, ask).pick,
+        pick=PartitionedNeighbours(own, host, OFFSETS, Store()).pick,
     )
     expected = Sampler(whole, fan_outs, method=method, number_inputs=number_inputs)
     for step in range(3):

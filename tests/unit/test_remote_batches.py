@@ -3,22 +3,21 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from distsage.config import TrainConfig
+from distsage.features.rows import PartRows
 from distsage.model import layers
 from distsage.model.backend import by_kernels
 from distsage.model.layers import input_self_and_mean
 from distsage.model.workspace import Workspace
 from distsage.sampling.sampler import Sampler
 from distsage.sampling.seeds import SeedPlan
-from distsage.train import remote_batches
-from distsage.train.batches import prepare_ahead
-from distsage.train.remote_batches import BatchSource, FeatureRows
+from distsage.train.batches import Labels, prepare_ahead
+from distsage.train.remote_batches import BatchSource
 from tests.unit.graphs import random_topology
 
 pytestmark = pytest.mark.levels
@@ -35,13 +34,15 @@ CPU = torch.device("cpu")
 def source(num_workers=0, num_cached=0, pull=lambda gids: X[gids]):
     remote = np.r_[0:LOW, HIGH:N]
     cached_gid = np.random.default_rng(0).permutation(remote)[:num_cached]
-    rows = FeatureRows(np.array([0, LOW, HIGH, N]), 1, X[LOW:HIGH], cached_gid, X[cached_gid], pull)
+    rows = PartRows(np.array([0, LOW, HIGH, N]), 1, X[LOW:HIGH], cached_gid, X[cached_gid], pull)
     plan = SeedPlan(np.arange(LOW, HIGH, 2), [100, 90], 30, 0, 0)
-    gather = not remote_batches.by_kernels(CPU)
-    new_sampler = partial(Sampler, TOPOLOGY, CONFIG.fan_outs, number_inputs=gather)
-    labels = torch.arange(LOW, HIGH)
+    samplers = [
+        Sampler(TOPOLOGY, CONFIG.fan_outs, number_inputs=not layers.by_kernels(CPU))
+        for _ in range(max(1, num_workers))
+    ]
+    labels = Labels(LOW, torch.arange(LOW, HIGH))
     config = replace(CONFIG, num_workers=num_workers)
-    return BatchSource(config, plan, new_sampler, rows, labels, CPU)
+    return BatchSource(config, plan, samplers, rows, labels, CPU)
 
 
 def everything(batches: BatchSource):
@@ -49,7 +50,11 @@ def everything(batches: BatchSource):
     seen = []
     for epoch in range(CONFIG.num_epochs):
         for batch in batches.epoch(epoch):
-            edges = [t for block in batch.blocks for t in (block.indptr, block.indices)]
+            edges = [
+                t
+                for block in batch.blocks
+                for t in (torch.from_numpy(block.indptr), torch.from_numpy(block.indices))
+            ]
             seen += [input_self_and_mean(batch.inputs, Workspace()), batch.labels, *edges]
     batches.close()
     return seen
@@ -59,8 +64,7 @@ def everything(batches: BatchSource):
 @pytest.mark.parametrize("num_cached", [0, 50, 400])
 @pytest.mark.parametrize("kernels", [True, False])
 def test_workers_and_cache_change_nothing(num_workers, num_cached, kernels, monkeypatch):
-    for module in (remote_batches, layers):
-        monkeypatch.setattr(module, "by_kernels", lambda device: kernels and by_kernels(device))
+    monkeypatch.setattr(layers, "by_kernels", lambda device: kernels and by_kernels(device))
     expected = everything(source())
     assert len(expected) == 3 * 4 * 4  # epochs, steps, tensors
     found = everything(source(num_workers, num_cached))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distsage.sampling.seeds import SeedPlan, own_share
+from distsage.sampling.seeds import SeedPlan
 
 
 def plans(counts, batch_size, seed=0):
@@ -39,7 +39,14 @@ def test_the_order_depends_on_seed_epoch_and_trainer_and_on_nothing_else():
         assert not np.array_equal(plan.batches(2), other)
 
 
-def test_shares_of_a_hosts_trainers():
-    shares = [own_share(np.arange(7), share, 3) for share in range(3)]
-    np.testing.assert_array_equal(np.concatenate(shares), np.arange(7))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+def test_a_step_has_its_seeds_its_size_and_keys_of_its_own():
+    plan = SeedPlan(np.arange(50), [50, 40], 20, 1, 0)
+    keys = set()
+    for epoch in range(2):
+        steps = list(plan.steps(epoch))
+        assert [(s.epoch, s.number) for s in steps] == [(epoch, n) for n in range(plan.num_steps)]
+        for step, seeds in zip(steps, plan.batches(epoch), strict=True):
+            np.testing.assert_array_equal(step.seed_gid, seeds)
+            assert step.global_size == plan.global_batch_size(step.number)
+            keys |= {int(step.sample_key), int(step.dropout_key)}
+    assert len(keys) == 2 * 2 * plan.num_steps

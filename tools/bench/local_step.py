@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distsage.data.graph import Topology
-from distsage.features.slots import blocks_of, local_input
+from distsage.features.slots import local_input
 from distsage.kernels.rng import Purpose, stream_key
 from distsage.model.graphsage import GraphSAGE
 from distsage.sampling.sampler import Sampler
@@ -64,7 +64,7 @@ def our_step(
         keys = [stream_key(0, 0, 0, i, p) for p in (Purpose.SAMPLE, Purpose.DROPOUT)]
         batch = sampler.sample(seeds[i], *keys)
         marks.append(time.perf_counter())
-        logits = model(local_input(batch, x), blocks_of(batch), batch.key)
+        logits = model(local_input(batch, x), batch.blocks, batch.key)
         loss = functional.cross_entropy(logits, y[torch.from_numpy(batch.seed_gid)])
         marks.append(time.perf_counter())
         optimiser.zero_grad()

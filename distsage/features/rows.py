@@ -1,0 +1,125 @@
+"""Where the feature rows of all nodes are, seen from one host, and how a batch gets at its own.
+
+Runs on trainer ranks and in the local run. A finder makes layer 1 of a batch: by kernels it reads
+the rows where they are; for PyTorch's operations they are put together in one table first, as far
+as they are not on the GPU already.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from distsage.features.resident import ResidentRows, input_rows
+from distsage.features.slots import (
+    FoundSlots,
+    InputLayer,
+    SlotMap,
+    gather_rows,
+    gathered_input,
+    local_input,
+)
+from distsage.sampling.batch import MiniBatch
+
+PULL_ROWS = 65536
+"""Rows asked of the servers at once: bounds the memory that a pull takes."""
+
+
+class RowFinder(Protocol):
+    """Makes layer 1 of batches. Keeps scratch space: not for use by two threads at once."""
+
+    def input_layer(self, sampled: MiniBatch) -> tuple[InputLayer, dict[str, int]]:
+        """Layer 1 of a batch, and counts of where its rows came from. Blocks on other hosts."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalRows:
+    """All rows on this machine.
+
+    Attributes:
+        table: `[N, F]`.
+        resident: what is on the GPU.
+    """
+
+    table: Tensor
+    resident: ResidentRows | None = None
+
+    def input_layer(self, sampled: MiniBatch) -> tuple[InputLayer, dict[str, int]]:
+        """See `RowFinder`; may be used by several threads."""
+        if sampled.input_gid is None:
+            return local_input(sampled, self.table), {}
+        rows = input_rows((self.table,), sampled.input_gid, self.resident)
+        return gathered_input(sampled, rows), {}
+
+
+@dataclass(frozen=True)
+class PartRows:
+    """The rows of this host's part, copies of some of other parts, and the others' on request.
+
+    Attributes:
+        offsets: int64 `[P + 1]`; part i owns the gids in [offsets[i], offsets[i + 1]).
+        part: this host's.
+        own: `[n, F]`, its rows, in place in the server's memory.
+        cached_gid: int64 `[c]`, nodes of other parts whose rows are kept here as well.
+        cached: `[c, F]`, their rows.
+        pull: rows of gids (int64 `[n]`, those of each part together, parts in ascending order)
+            from their servers; blocks. Several threads may call it.
+        resident: what is on the GPU.
+    """
+
+    offsets: np.ndarray
+    part: int
+    own: Tensor
+    cached_gid: np.ndarray
+    cached: Tensor
+    pull: Callable[[np.ndarray], Tensor]
+    resident: ResidentRows | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, in memory and on the network."""
+        return self.own.shape[1] * self.own.element_size()
+
+    def new_finder(self) -> "PartRowFinder":
+        """What makes layer 1 of batches; each thread has its own."""
+        return PartRowFinder(self)
+
+
+class PartRowFinder:
+    """Finds rows by slots in (own, cached, misses of a batch); see `RowFinder`."""
+
+    def __init__(self, rows: PartRows) -> None:
+        self._rows = rows
+        self._slot_map = SlotMap(rows.offsets, rows.part, rows.cached_gid)
+        # As in a topology: code that is compiled for its type serves all gids.
+        self._gid_type = np.int32 if rows.offsets[-1] < 2**31 else np.int64
+
+    def input_layer(self, sampled: MiniBatch) -> tuple[InputLayer, dict[str, int]]:
+        """See `RowFinder`."""
+        if sampled.input_gid is None:
+            found = self._slot_map.find(sampled.input_edges.indices, sampled.dst_gid)
+            inputs = found.input(sampled.input_edges.indptr, self._tables(found))
+        else:
+            found = self._slot_map.find(sampled.input_gid, sampled.input_gid[:0])
+            rows = input_rows(self._tables(found), found.slots, self._rows.resident)
+            inputs = gathered_input(sampled, rows)
+        num_missed = len(found.missed_gid)
+        return inputs, {
+            "input_nodes": found.num_own + found.num_cached + num_missed,
+            "local_rows": found.num_own,
+            "cached_rows": found.num_cached,
+            "missed_rows": num_missed,
+            "received_bytes": num_missed * self._rows.row_bytes,
+        }
+
+    def fetch(self, gids: Tensor) -> Tensor:
+        """Feature rows of any distinct gids (int64 `[n]`), in that order. Blocks."""
+        wanted = gids.numpy().astype(self._gid_type)
+        found = self._slot_map.find(wanted, wanted[:0])
+        return gather_rows(self._tables(found), found.slots)
+
+    def _tables(self, found: FoundSlots) -> tuple[Tensor, Tensor, Tensor]:
+        return self._rows.own, self._rows.cached, self._rows.pull(found.missed_gid)

@@ -1,0 +1,24 @@
+"""What a server rank does: serve its host's part until the trainers are done."""
+
+from typing import NoReturn
+
+from distsage.launch.dgl.seam import serve
+from distsage.launch.job import Job
+from distsage.launch.watch.watcher import State, Watched
+from distsage.sampling.partitioned import NEIGHBOURS, PartAnswer
+
+
+def run(job: Job, watched: Watched) -> NoReturn:
+    """Serve. Blocks; ends the process."""
+    watched.mark("loading its part", State.LOADING)
+    part = job.parts.manifest.parts[job.assignment.host].nodes
+    # Opened now: a staged copy loses its name before the first question.
+    picks = PartAnswer(job.parts.topology(), job.config.sampling_method, *part)
+    try:
+        serve(
+            job.dgl,
+            lambda idle: watched.mark("serving", State.IDLE if idle else State.WORKING),
+            {NEIGHBOURS: picks.pick},
+        )
+    finally:
+        watched.mark("leaving", State.WAITING)  # MPI_Finalize waits for all ranks

@@ -1,0 +1,180 @@
+"""What a trainer rank does: train on its host's part, together with the other trainers."""
+
+from dataclasses import asdict
+from functools import partial
+
+import numpy as np
+import torch
+import torch.distributed
+
+from distsage.data.graph import Topology
+from distsage.features.cache import fill_cache, ranking_note
+from distsage.features.resident import keep_on_gpu
+from distsage.features.rows import PartRows
+from distsage.kernels import level
+from distsage.launch import job as bring_up
+from distsage.launch.dgl.seam import GraphStore
+from distsage.launch.job import Job
+from distsage.launch.watch.watcher import State, Watched
+from distsage.limits import SHARED_MEMORY, free_memory
+from distsage.model.backend import by_kernels, description, set_threads
+from distsage.model.graphsage import GraphSAGE
+from distsage.sampling.partitioned import PartitionedNeighbours, choose_topology
+from distsage.sampling.sampler import Neighbours, Sampler
+from distsage.sampling.seeds import SeedPlan
+from distsage.train.batches import Labels
+from distsage.train.evaluation import score_masks
+from distsage.train.halo_inference import HaloInference
+from distsage.train.loop import PRECISIONS, Scores, Trainer
+from distsage.train.remote_batches import BatchSource
+from distsage.train.run_directory import RunDirectory
+from distsage.train.trainers import Trainers
+
+
+def run(job: Job, watched: Watched) -> None:
+    """Connect, train, say goodbye. Collective over the trainers."""
+    store = bring_up.connect(job, watched)
+    _train(job, store, watched)
+    watched.mark("saying goodbye", State.WAITING)
+    store.close()
+    torch.distributed.destroy_process_group()
+
+
+def _train(job: Job, store: GraphStore, watched: Watched) -> None:
+    config, assignment, manifest = job.config, job.assignment, job.parts.manifest
+    trainers = Trainers(assignment.trainer_rank, assignment.num_trainers)
+    device = torch.device(job.device)
+    set_threads(device)
+    run = None
+    if trainers.rank == 0:
+        run = RunDirectory.begin(config.run_dir, config)
+        print(f"run directory {run.path}", flush=True)
+        print(description(device), flush=True)
+
+    watched.mark("opening the topology", State.LOADING)
+    topology = job.parts.topology()
+    part = manifest.parts[assignment.host].nodes
+    bounds = trainer_bounds([p.nodes for p in manifest.parts], assignment.pairs_per_host)
+    own = slice(*(int(b) - part[0] for b in bounds[trainers.rank : trainers.rank + 2]))
+
+    rows = feature_rows(job, store, trainers, watched)
+    labels = store.own_rows("labels")
+    masks = {name: store.own_rows(f"{name}_mask")[own].bool() for name in ("train", "val", "test")}
+    train_nodes = np.flatnonzero(masks["train"].numpy()) + int(bounds[trainers.rank])
+    counts = trainers.concatenate(torch.tensor([len(train_nodes)])).tolist()
+    source = BatchSource(
+        config,
+        SeedPlan(train_nodes, counts, config.batch_size, config.seed, trainers.rank),
+        _samplers(job, store, trainers, topology, number_inputs=not by_kernels(device)),
+        rows,
+        Labels(part[0], labels),
+        device,
+    )
+    model = GraphSAGE(
+        manifest.num_features,
+        config.num_hidden,
+        manifest.num_classes,
+        len(config.fan_outs),
+        config.dropout,
+        config.seed,
+        PRECISIONS[config.precision],
+    ).to(device)
+    halo = HaloInference(topology, bounds, part, trainers, watched.mark)
+
+    def compute_scores() -> Scores:
+        logits = halo.run(model, rows.own, source.fetch)
+        watched.mark("adding up the scores of all trainers", State.WAITING)
+        return score_masks(logits, labels[own], masks, trainers)
+
+    about = {
+        "command": "train",
+        "kernels": str(level.chosen()),
+        "model": model.shape,
+        "task": manifest.task,
+        "graph": manifest.graph_name,
+        "config": asdict(config),
+    }
+    bring_up.release_stage(job)  # all trainers have opened what they read of their host's copy
+    trainer = Trainer(config, model, trainers, run, about, watched.mark)
+    scores = trainer.fit(source.epoch, compute_scores)
+    source.close()
+    if run is not None:
+        run.finish(
+            {
+                **scores,
+                "kernels": str(level.chosen()),
+                "device": device.type,
+                "hosts": assignment.num_hosts,
+                "trainers": assignment.num_trainers,
+                "edge_cut": manifest.edge_cut,
+            }
+        )
+
+
+def _samplers(
+    job: Job, store: GraphStore, trainers: Trainers, topology: Topology, *, number_inputs: bool
+) -> list[Sampler]:
+    """A sampler for each worker, on the whole topology or on this part's. Collective."""
+    config, host, method = job.config, job.assignment.host, job.config.sampling_method
+    available = trainers.concatenate(torch.tensor([free_memory()]))
+    choice, why = choose_topology(config.topology, topology, int(available.min()))
+    if trainers.rank == 0:
+        print(why, flush=True)
+    samplers = []
+    for _ in range(max(1, config.num_workers)):
+        pick = None
+        if choice == "partitioned":
+            own = Neighbours(topology, method, *job.parts.manifest.parts[host].nodes)
+            pick = PartitionedNeighbours(own, host, job.parts.offsets, store).pick
+        samplers.append(
+            Sampler(
+                topology,
+                config.fan_outs,
+                method=method,
+                number_inputs=number_inputs,
+                in_line=config.num_workers == 0,
+                pick=pick,
+            )
+        )
+    return samplers
+
+
+def feature_rows(job: Job, store: GraphStore, trainers: Trainers, watched: Watched) -> PartRows:
+    """This host's rows, and the cache of others', filled. Collective over the trainers."""
+
+    def barrier() -> None:
+        watched.mark("waiting for the caches of all trainers", State.WAITING)
+        trainers.barrier()
+
+    manifest, assignment = job.parts.manifest, job.assignment
+    own = store.own_rows("features")
+    pull = partial(store.pull, "features")
+    row_bytes = own.shape[1] * own.element_size()
+    num_cached = job.config.cache_rows(manifest.num_nodes - len(own), row_bytes)
+    cached_gid = job.parts.cache_ranking(assignment.host)[:num_cached].astype(np.int64)
+    note = ranking_note(manifest, job.config)
+    if trainers.rank == 0 and len(cached_gid) > 0 and note is not None:
+        print(note, flush=True)
+    cached = fill_cache(
+        cached_gid,
+        own,
+        pull,
+        SHARED_MEMORY / f"{job.dgl.prefix}cache",
+        share=assignment.pair_on_host,
+        num_shares=assignment.pairs_per_host,
+        barrier=barrier,
+        mark=watched.mark,
+    )
+    resident = keep_on_gpu(own, cached, torch.device(job.device))
+    return PartRows(job.parts.offsets, assignment.host, own, cached_gid, cached, pull, resident)
+
+
+def trainer_bounds(parts: list[tuple[int, int]], trainers_per_host: int) -> np.ndarray:
+    """int64 `[trainers + 1]`: every part's gids, shared evenly among its host's trainers."""
+    bounds = [parts[0][0]]
+    for low, high in parts:
+        size = high - low
+        bounds += [
+            low + size * share // trainers_per_host for share in range(1, trainers_per_host + 1)
+        ]
+    return np.array(bounds, np.int64)
