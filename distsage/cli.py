@@ -105,15 +105,7 @@ def _partition(arguments: Sequence[str]) -> None:
     output = config.output or Path("parts") / f"{graph_name(config.dataset)}-{config.num_parts}"
     if output.exists():
         raise UserError(f"{output} exists already; name another --output or remove it first")
-    graph = load_graph(
-        config.dataset,
-        undirected=config.undirected,
-        split=config.split,
-        split_index=config.split_index,
-        feature_norm=config.feature_norm,
-        dataset_root=config.dataset_root,
-        seed=config.seed,
-    )
+    graph = load_graph(config.dataset, **config.reading, seed=config.seed)
     report = partition(
         graph,
         config.num_parts,

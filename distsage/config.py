@@ -8,7 +8,7 @@ import os
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from distsage.errors import UserError
 
@@ -39,13 +39,9 @@ def _require(holds: bool, sentence: str) -> None:
 
 
 @dataclass(frozen=True)
-class DatasetOptions:
-    """Which graph, and how it is read."""
+class ReadingOptions:
+    """How a dataset is read."""
 
-    dataset: str
-    """ogbn-products, ogbn-arxiv, ogbn-papers100M, reddit, cora, citeseer, pubmed,
-    synthetic[:NODES[:DEGREE]], or a path: an .npz file, a DGL graph file, or a directory of
-    node and edge tables."""
     undirected: bool = False
     """Add the reverse of every edge and drop duplicates."""
     split: str | None = None
@@ -59,6 +55,25 @@ class DatasetOptions:
     dataset_root: Path | None = None
     """Where downloaded datasets are kept (default: $DISTSAGE_DATASETS or
     ~/.cache/distsage/datasets)."""
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """These options by name, as `distsage.data.datasets.load_graph` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(ReadingOptions)}
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    dataset: str
+    """ogbn-products, ogbn-arxiv, ogbn-papers100M, reddit, cora, citeseer, pubmed,
+    synthetic[:NODES[:DEGREE]], or a path: an .npz file, a DGL graph file, or a directory of
+    node and edge tables."""
+
+
+@dataclass(frozen=True)
+class DatasetOptions(ReadingOptions, _Dataset):
+    """Which graph, and how it is read."""
+
     seed: int = 0
     """Everything drawn at random derives from this number."""
 
@@ -303,23 +318,13 @@ class TrainConfig(TrainingOptions, JobOptions):
 
 
 @dataclass(frozen=True)
-class LocalConfig(TrainingOptions):
+class LocalConfig(ReadingOptions, TrainingOptions):
     """Train on this machine alone: no servers, no MPI, a PyTorch DataLoader."""
 
     dataset: str | None = None
     """As for `distsage partition` (this or --parts is required)."""
     parts: Path | None = None
     """Directory that `distsage partition` wrote."""
-    undirected: bool = False
-    """Add the reverse of every edge and drop duplicates (with --dataset)."""
-    split: str | None = None
-    """Draw the masks, such as 0.6/0.2/0.2 (with --dataset)."""
-    split_index: int = 0
-    """Which split to take from data that comes with several (with --dataset)."""
-    feature_norm: Literal["auto", "none", "row"] = "auto"
-    """As for `distsage partition` (with --dataset)."""
-    dataset_root: Path | None = None
-    """Where downloaded datasets are kept (with --dataset)."""
     ignore_edges: bool = False
     """Train without the graph: what the features alone give, for comparison."""
 
@@ -329,11 +334,10 @@ class LocalConfig(TrainingOptions):
             (self.parts is None) != (self.dataset is None),
             "give either --dataset NAME_OR_PATH or --parts DIR: the graph to train on",
         )
-        reading = ("undirected", "split", "split_index", "feature_norm", "dataset_root")
         given = [
-            f"--{field.name.replace('_', '-')}"
-            for field in fields(self)
-            if field.name in reading and getattr(self, field.name) != field.default
+            f"--{option.name.replace('_', '-')}"
+            for option in fields(ReadingOptions)
+            if getattr(self, option.name) != option.default
         ]
         _require(
             self.parts is None or not given,

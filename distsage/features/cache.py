@@ -20,7 +20,7 @@ from distsage.errors import UserError
 from distsage.features.rows import PULL_ROWS
 from distsage.launch.watch.watcher import Mark, State
 from distsage.limits import human_bytes
-from distsage.partition.parts import Manifest
+from distsage.partition.manifest import Manifest
 
 
 def ranking_note(parts: Manifest, config: TrainConfig) -> str | None:

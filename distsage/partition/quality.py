@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from distsage.limits import human_bytes
-from distsage.partition.parts import Manifest, Part
+from distsage.partition.manifest import Manifest, Part
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
 from distsage.files import atomic_directory, explain_write_errors, write_json
 from distsage.partition import estimate
+from distsage.partition.manifest import File, Manifest, Part
 from distsage.partition.metis import PartMethod, assign
 from distsage.partition.parts import (
     CACHE_RANKING,
@@ -25,9 +26,6 @@ from distsage.partition.parts import (
     MANIFEST,
     ORIGINAL_IDS,
     QUALITY,
-    File,
-    Manifest,
-    Part,
     sha256,
 )
 from distsage.partition.quality import QualityReport

@@ -4,6 +4,7 @@ Imports DGL only where the data lie in DGL's files.
 """
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from distsage.config import PredictConfig
+from distsage.config import PredictConfig, ReadingOptions
 from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.files import atomic_file
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
-from distsage.train.local import dense_features, load_parts, without_edges
+from distsage.partition.parts import load_parts
+from distsage.train.local import dense_features, without_edges
 from distsage.train.run_directory import RunDirectory
 
 # Rows that are turned into a table at a time.
@@ -107,16 +109,10 @@ def _load_graph(config: PredictConfig, trained: dict[str, Any]) -> Graph:
         return load_parts(parts)[0]
     from distsage.data.datasets import load_graph
 
-    root = trained["dataset_root"]
-    return load_graph(
-        config.dataset or trained["dataset"],
-        undirected=trained["undirected"],
-        split=trained["split"],
-        split_index=trained["split_index"],
-        feature_norm=trained["feature_norm"],
-        dataset_root=None if root is None else Path(root),
-        seed=trained["seed"],
-    )
+    reading = {field.name: trained[field.name] for field in fields(ReadingOptions)}
+    if reading["dataset_root"] is not None:
+        reading["dataset_root"] = Path(reading["dataset_root"])
+    return load_graph(config.dataset or trained["dataset"], **reading, seed=trained["seed"])
 
 
 def _probabilities(logits: Tensor, multilabel: bool) -> Tensor:

@@ -6,7 +6,6 @@ Runs on one machine. Imports DGL only where the data lie in DGL's files.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from distsage.kernels import level
 from distsage.model.backend import by_kernels, choose_device, description, set_threads
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
+from distsage.partition.parts import load_parts
 from distsage.sampling.batch import MiniBatch
 from distsage.sampling.sampler import Sampler
 from distsage.sampling.seeds import SeedPlan, Step
@@ -163,42 +163,7 @@ def load(config: LocalConfig) -> tuple[Graph, int]:
     from distsage.data.datasets import load_graph
 
     assert config.dataset is not None
-    graph = load_graph(
-        config.dataset,
-        undirected=config.undirected,
-        split=config.split,
-        split_index=config.split_index,
-        feature_norm=config.feature_norm,
-        dataset_root=config.dataset_root,
-        seed=config.seed,
-    )
-    return graph, 0
-
-
-def load_parts(path: Path) -> tuple[Graph, int]:
-    """Put the parts of a graph together again, in gids, and return it with its edge cut.
-
-    Raises:
-        UserError: the parts cannot be read.
-    """
-    from distsage.partition.parts import Parts
-
-    parts = Parts.open(path)
-    manifest = parts.manifest
-    data = [parts.load_part(part) for part in range(parts.num_parts)]
-    rows = {name: np.concatenate([part[name] for part in data]) for name in data[0]}
-    graph = Graph(
-        name=manifest.graph_name,
-        topology=parts.topology(),
-        features=rows["features"],
-        labels=rows["labels"],
-        num_classes=manifest.num_classes,
-        train_mask=rows["train_mask"].astype(bool),
-        val_mask=rows["val_mask"].astype(bool),
-        test_mask=rows["test_mask"].astype(bool),
-        original_ids=parts.original_ids(),
-    )
-    return graph, manifest.edge_cut
+    return load_graph(config.dataset, **config.reading, seed=config.seed), 0
 
 
 def dense_features(graph: Graph) -> Tensor:

@@ -16,8 +16,7 @@ from distsage.data.csc import csc_from_edges
 from distsage.data.graph import Graph
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
-from distsage.partition.parts import Parts
-from distsage.train.local import load_parts
+from distsage.partition.parts import Parts, load_parts
 
 pytestmark = pytest.mark.mpi
 
