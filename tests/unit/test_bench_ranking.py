@@ -1,9 +1,9 @@
 """What the comparison of cache rankings counts, beside brute force on a small graph."""
 
 import numpy as np
-from graphs import in_neighbours, random_topology
 
 from distsage.sampling.seeds import SeedPlan
+from tests.unit.graphs import in_neighbours, random_topology
 from tools.bench.ranking import input_counts, misses, rankings
 
 N, LOW, HIGH = 300, 100, 180

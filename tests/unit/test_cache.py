@@ -6,7 +6,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from partition_graphs import ring
 
 from distsage.config import TrainConfig
 from distsage.errors import UserError
@@ -14,6 +13,7 @@ from distsage.features.cache import fill_cache, ranking_note
 from distsage.launch.preflight import SHARED_MEMORY, sweep_leftovers
 from distsage.partition.parts import Parts
 from distsage.partition.run import partition
+from tests.unit.partition_graphs import ring
 
 
 @pytest.mark.parametrize(

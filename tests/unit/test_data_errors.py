@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_data_files import NUM_NODES, small_arrays, tables, write
 
 from distsage.data.datasets import load_graph
 from distsage.errors import UserError
+from tests.unit.test_data_files import NUM_NODES, small_arrays, tables, write
 
 
 def refuse(dataset: object, *words: str, **options: object) -> None:

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from partition_graphs import ring
 
 from distsage.config import LocalConfig, TrainConfig
 from distsage.errors import UserError
 from distsage.partition.run import partition
 from distsage.report.tables import summary_table
 from distsage.train.run_directory import RunDirectory
+from tests.unit.partition_graphs import ring
 from tools import demo
 
 

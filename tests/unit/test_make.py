@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+import distsage as package
+
+REPOSITORY = Path(package.__file__).parents[1]
 DIE = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
 # More files than workers, so that there is work left for one that would take a dead one's place.
 FINE = {f"test_fine_{k}.py": "def test_1(): pass\ndef test_2(): pass\n" for k in range(4)}

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from partition_graphs import communities, edges_of, make_graph, random_directed, ring
 
 from distsage.data.graph import Graph
 from distsage.partition import metis
 from distsage.partition.metis import assign
 from distsage.partition.reorder import Order
+from tests.unit.partition_graphs import communities, edges_of, make_graph, random_directed, ring
 
 
 def cut(graph: Graph, assignment: np.ndarray) -> int:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from partition_graphs import communities, random_directed, ring
 
 from distsage.errors import UserError
 from distsage.partition import estimate
 from distsage.partition.estimate import Needs
 from distsage.partition.run import partition
+from tests.unit.partition_graphs import communities, random_directed, ring
 
 GIB = 1 << 30
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from partition_graphs import random_directed
 
 from distsage.errors import UserError
 from distsage.partition import dgl_format
 from distsage.partition.run import partition
+from tests.unit.partition_graphs import random_directed
 
 
 @pytest.mark.parametrize("file", ["graph.dgl", "node_feat.dgl", "edge_feat.dgl"])

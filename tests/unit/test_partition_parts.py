@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from partition_graphs import random_directed
 
 from distsage.errors import UserError
 from distsage.partition.parts import MANIFEST, Parts
 from distsage.partition.quality import QualityReport
 from distsage.partition.run import partition
+from tests.unit.partition_graphs import random_directed
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from partition_graphs import random_directed, ring
 
 from distsage.data.csc import csc_from_edges
 from distsage.data.graph import Topology
 from distsage.partition.ranking import inclusion_probability, rank_remote
+from tests.unit.partition_graphs import random_directed, ring
 
 
 def dense_probability(

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from partition_graphs import check_parts, communities, make_graph, random_directed, ring
 
 from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.partition import run
 from distsage.partition.parts import Parts
 from distsage.partition.run import partition
+from tests.unit.partition_graphs import check_parts, communities, make_graph, random_directed, ring
 
 
 def variants() -> dict[str, Graph]:

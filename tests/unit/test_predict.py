@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from partition_graphs import random_directed
 
 from distsage.cli import main
 from distsage.config import LocalConfig, PredictConfig, TrainConfig
@@ -22,6 +21,7 @@ from distsage.partition.run import partition
 from distsage.predict.run import predict
 from distsage.train.local import dense_features, train, without_edges
 from distsage.train.run_directory import RunDirectory
+from tests.unit.partition_graphs import random_directed
 
 N = 60
 

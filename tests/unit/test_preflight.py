@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from partition_graphs import ring
 
 from distsage.config import PreflightConfig
 from distsage.errors import UserError
@@ -16,6 +15,7 @@ from distsage.launch import preflight
 from distsage.launch.stage import stage_part, staged_path, sweep_staged
 from distsage.partition.parts import Parts
 from distsage.partition.run import partition
+from tests.unit.partition_graphs import ring
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from partition_graphs import random_directed
 
 from distsage.cli import main
 from distsage.config import LocalConfig
@@ -19,6 +18,7 @@ from distsage.errors import UserError
 from distsage.model.graphsage import GraphSAGE
 from distsage.partition.run import partition
 from distsage.train.run_directory import RunDirectory
+from tests.unit.partition_graphs import random_directed
 
 CONFIG = LocalConfig(dataset="cora")
 RECORD = {"epoch": 0, "loss": 0.5}
