@@ -11,7 +11,7 @@ import pytest
 from distsage.errors import UserError
 from distsage.kernels import level
 from distsage.kernels.level import Level
-from tests.unit.kernels import cross_compile
+from tests.unit.programs import cross_compile
 
 ROOT = Path(__file__).parents[3]
 V2 = {"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"}
@@ -64,7 +64,7 @@ def test_code_for_any_processor_calls_nothing_that_a_process_lacks(processor):
     name, _, stated = processor.partition(" ")
     wanted = stated or str(PROCESSORS[name][1])
     run = subprocess.run(
-        [sys.executable, "-m", "tests.unit.kernels.cross_compile", name, wanted],
+        [sys.executable, "-m", "tests.unit.programs.cross_compile", name, wanted],
         cwd=ROOT,
         env={**os.environ, "DISTSAGE_KERNELS": ""},
         capture_output=True,

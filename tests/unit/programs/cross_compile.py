@@ -1,6 +1,6 @@
 """Compile every kernel for a processor that need not be this one, and list what its code calls.
 
-    python -m tests.unit.kernels.cross_compile PROCESSOR LEVEL
+    python -m tests.unit.programs.cross_compile PROCESSOR LEVEL
 
 PROCESSOR is LLVM's name of one, or `level` for what LEVEL stands for. Nothing is run. Prints a line
 `KERNEL SYMBOL` for every symbol that an object refers to and does not define.
