@@ -7,7 +7,7 @@ import pytest
 
 from distsage.data.datasets import load_graph
 from distsage.errors import UserError
-from tests.unit.data.test_files import NUM_NODES, small_arrays, tables, write
+from tests.unit.data_files import NUM_NODES, small_arrays, tables, write
 
 
 def refuse(dataset: object, *words: str, **options: object) -> None:
