@@ -2,13 +2,16 @@
 
 Writes docs/benchmarks.json as it goes and docs/benchmarks.md at the end. The programs of a
 comparison take turns, so that what else goes on here meets all of them; the figures are medians
-over their epochs. Needs root (for the emulated cluster).
+over their epochs. DISTSAGE_KERNELS forces a level of kernels on all programs, DGL's included; the
+figures of each level are kept beside those of the others. Needs root (for the emulated cluster).
 """
 
 import argparse
 import signal
 import sys
 from pathlib import Path
+
+from distsage.kernels import level
 
 from . import page
 from .cluster import REPOSITORY, cluster
@@ -97,17 +100,17 @@ def main() -> None:
 
     args.work_dir.mkdir(parents=True, exist_ok=True)
     if args.quick:
-        results = Results(None)
+        results = Results(None, level.chosen())
     else:
         args.output.mkdir(parents=True, exist_ok=True)
-        results = Results(args.output / "benchmarks.json")
+        results = Results(args.output / "benchmarks.json", level.chosen())
     for comparison in chosen:
         results.begin(comparison.name)
         if isinstance(comparison, LocalComparison):
             compare_locally(comparison, args.work_dir, results)
         else:
             compare(comparison, args.work_dir, results)
-    for name, value in results.ratios().items():
+    for name, value in results.ratios(results.level).items():
         print(f"ratio {name} {value:.2f}")
     if not args.quick:
         page.write(args.output / "benchmarks.md", results, FULL)

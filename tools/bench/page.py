@@ -8,7 +8,7 @@ from typing import Any
 from distsage.files import atomic_file
 
 from .comparisons import ALL, BASELINE, CACHED, FP32, Comparison, LocalComparison
-from .results import Medians, Results
+from .results import Measurement, Medians, Results
 
 _HEAD = """\
 # Benchmarks
@@ -56,55 +56,71 @@ _LOCAL_GOALS = [
 
 def _goals(results: Results) -> str:
     """What we want to reach, and what was reached, as far as it is measured."""
+    levels = results.levels()
+    ratios = {level: _reached(results, level) for level in levels}
+    columns = [f"reached{_kernels(level)}" for level in levels]
     lines = [
         "## Goals",
         "",
         "Plain DGL's figure divided by distsage's, medians:",
         "",
-        "| | goal | reached |",
-        "|---|---:|---:|",
+        f"| | goal | {' | '.join(columns)} |",
+        f"|---|---:|{'---:|' * len(columns)}",
     ]
-    for comparison, program, quantity, what, goal in _GOALS:
-        programs = results.comparisons.get(comparison, {}).get("programs", {})
-        if program.name in programs and BASELINE.name in programs:
-            base, ours = (results.medians(comparison, p.name) for p in (BASELINE, program))
-            lines.append(f"| {what} | {goal:g}x | {base[quantity] / ours[quantity]:.1f}x |")
-    ratios = results.ratios()
-    for name, what, goal in _LOCAL_GOALS:
-        if name in ratios:
-            lines.append(f"| {what} | {goal:g}x | {ratios[name]:.1f}x |")
+    for what, goal in [(what, goal) for *_, what, goal in (*_GOALS, *_LOCAL_GOALS)]:
+        if any(what in ratios[level] for level in levels):
+            cells = [
+                f"{ratios[level][what]:.1f}x" if what in ratios[level] else "" for level in levels
+            ]
+            lines.append(f"| {what} | {goal:g}x | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _reached(results: Results, level: str | None) -> dict[str, float]:
+    """What was reached at a level of kernels: a ratio for each goal that was measured."""
+    reached = {}
+    for comparison, program, quantity, what, _ in _GOALS:
+        measured = results.find(comparison, level)
+        if measured and {program.name, BASELINE.name} <= measured.programs.keys():
+            base, ours = (measured.medians(p.name) for p in (BASELINE, program))
+            reached[what] = base[quantity] / ours[quantity]
+    ratios = results.ratios(level)
+    return reached | {what: ratios[name] for name, what, _ in _LOCAL_GOALS if name in ratios}
+
+
+def _kernels(level: str | None) -> str:
+    """What is said of a level; nothing of one that was not recorded."""
+    return f", kernels {level}" if level else ""
 
 
 def write(path: Path, results: Results, known: Sequence[Comparison | LocalComparison]) -> None:
     """Write the page, as far as there are results."""
     sections = [_HEAD, _goals(results), _LIMITS.read_text()]
     for comparison in known:
-        if comparison.name in results.comparisons:
-            sections.append(_section(comparison, results))
+        measured = [results.find(comparison.name, level) for level in results.levels()]
+        if any(measured):
+            sections.append(f"## {comparison.name}\n")
+        sections += [_section(comparison, each) for each in measured if each]
     with atomic_file(path, "w") as stream:
         stream.write("\n".join(sections))
 
 
-def _section(comparison: Comparison | LocalComparison, results: Results) -> str:
-    kept = results.comparisons[comparison.name]
+def _section(comparison: Comparison | LocalComparison, measured: Measurement) -> str:
     workload = comparison.workload
     where = "This machine alone"
     if isinstance(comparison, Comparison):
         where = f"4 hosts, {comparison.rate or 'network not limited'}"
-    medians = {name: results.medians(comparison.name, name) for name in kept["programs"]}
     lines = [
-        f"## {comparison.name}",
-        "",
         f"{where}; {comparison.graph.what}; fan-out {workload.fan_out}, batch "
-        f"{workload.batch_size}, hidden {workload.num_hidden}. {kept['date']}, {kept['machine']}.",
+        f"{workload.batch_size}, hidden {workload.num_hidden}. {measured.date}, "
+        f"{measured.machine}{_kernels(measured.level)}.",
         "",
-        *(_table(medians)),
+        *_table({name: measured.medians(name) for name in measured.programs}),
         "",
-        *_accounting(kept["programs"]),
+        *_accounting(measured.programs),
         "<details><summary>Commands</summary>",
         "",
-        *(f"- {name}: `{runs[0]['command']}`" for name, runs in kept["programs"].items()),
+        *(f"- {name}: `{runs[0]['command']}`" for name, runs in measured.programs.items()),
         "",
         "</details>",
         "",
