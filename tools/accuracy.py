@@ -4,6 +4,7 @@ Reads the graphs of $DISTSAGE_DATA, trains on each in 1, 2 and 4 parts with one 
 hosts, and once on the features alone; prints the table and writes it to docs/accuracy.md.
 """
 
+import argparse
 import datetime
 import json
 import os
@@ -16,13 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from distsage import __version__
 from distsage.data.datasets import load_graph
 from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.files import atomic_file
+from distsage.kernels.level import processor_name
 from distsage.partition.run import partition
 from tools.mpirun import launcher
 
@@ -107,32 +107,30 @@ def data_directory() -> Path:
     return directory
 
 
-@dataclass(frozen=True)
-class AccuracyConfig:
-    """Train on the real graphs in $DISTSAGE_DATA and write the table of accuracies."""
-
-    output: Path = Path("docs/accuracy.md")
-    """File to write."""
-    seed: int = 0
-    """Of all runs."""
-
-
 def main() -> None:
     """Measure and write; a failure ends with one sentence and a status other than 0."""
-    config = tyro.cli(AccuracyConfig, prog="python -m tools.accuracy")
+    parser = argparse.ArgumentParser(prog="python -m tools.accuracy", description=__doc__)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("docs/accuracy.md"),
+        help="file to write; default: %(default)s",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all runs; default: %(default)s")
+    args = parser.parse_args()
     try:
         directory = data_directory()
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="distsage-accuracy-") as scratch:
-            rows = [measure(graph, directory, Path(scratch), config.seed) for graph in GRAPHS]
-        text = page(rows, config.seed, time.monotonic() - started)
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(config.output, "w") as stream:
+            rows = [measure(graph, directory, Path(scratch), args.seed) for graph in GRAPHS]
+        text = page(rows, args.seed, time.monotonic() - started)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(args.output, "w") as stream:
             stream.write(text)
     except UserError as error:
         print(f"accuracy: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(f"\n{text}\nwritten to {config.output}")
+    print(f"\n{text}\nwritten to {args.output}")
 
 
 @dataclass(frozen=True)
@@ -237,7 +235,7 @@ def page(rows: list[Row], seed: int, seconds: float) -> str:
         "",
         f"Measured with `make accuracy` on {datetime.date.today().isoformat()}, distsage "
         f"{__version__}, Python {platform.python_version()}, {os.cpu_count()} cores "
-        f"({_processor()}), in {seconds / 60:.0f} minutes.",
+        f"({processor_name()}), in {seconds / 60:.0f} minutes.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -248,13 +246,6 @@ def _parts(number: int) -> str:
 
 def _shown(options: Mapping[str, object]) -> str:
     return " ".join(f"--{name} {value}" for name, value in options.items())
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Splits a synthetic graph into two parts, trains on them with one mpirun of four 
 two hosts, and trains once more without the graph's edges, to show what the graph is worth.
 """
 
+import argparse
 import contextlib
 import fcntl
 import os
@@ -16,10 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-
-import tyro
 
 from distsage.errors import UserError
 from distsage.report.tables import summary_table
@@ -33,25 +31,26 @@ _SILENCE_SECONDS = 5
 _EPOCHS = 15
 
 
-@dataclass(frozen=True)
-class DemoConfig:
-    """Partition a synthetic graph, train on two emulated hosts, evaluate, save."""
-
-    nodes: int = 60_000
-    """Size of the graph, at least 1000 nodes."""
-    output: Path = Path("runs/demo")
-    """Directory to write; an earlier demo in it is replaced."""
-
-
 def main() -> None:
     """Run the demo; a failure ends with one sentence and a status other than 0."""
-    config = tyro.cli(
-        DemoConfig, prog="python -m tools.demo", config=(tyro.conf.FlagCreatePairsOff,)
+    parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__)
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=60_000,
+        help="of the graph, at least 1000; default: %(default)s",
     )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/demo"),
+        help="directory to write; an earlier demo in it is replaced; default: %(default)s",
+    )
+    args = parser.parse_args()
     # A termination unwinds, so that the running step is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        run(config)
+        run(args.nodes, args.output)
     except UserError as error:
         print(f"demo: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -60,20 +59,20 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def run(config: DemoConfig) -> None:
+def run(num_nodes: int, directory: Path) -> None:
     """Take the three steps and print the table. Blocks for about a minute.
 
     Raises:
         UserError: the directory is in use or not the demo's, or a step failed.
     """
-    if config.nodes < 1000:
-        raise UserError(f"--nodes is {config.nodes}; the demo needs at least 1000")
+    if num_nodes < 1000:
+        raise UserError(f"--nodes is {num_nodes}; the demo needs at least 1000")
     started = time.monotonic()
     mpirun, environment = launcher(4)
-    dataset = f"synthetic:{config.nodes}"
+    dataset = f"synthetic:{num_nodes}"
     epochs = ["--num-epochs", str(_EPOCHS)]
     batches = ["--batch-size", "500"]
-    with _fresh_directory(config.output) as output:
+    with _fresh_directory(directory) as output:
         distsage = [_PYTHON, "-m", "distsage"]
         partition = [*distsage, "partition", "--dataset", dataset, "--num-parts", "2"]
         partition += batches
@@ -95,7 +94,7 @@ def run(config: DemoConfig) -> None:
             [*local, "--run-dir", str(output / "without-graph")],
             environment,
         )
-    table = summary_table(config.output / "train", config.output / "without-graph")
+    table = summary_table(directory / "train", directory / "without-graph")
     print(f"\n{table}\n\ndone in {time.monotonic() - started:.0f} s")
 
 

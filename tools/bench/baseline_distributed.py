@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from .baseline_model import SAGE
+from .options import add_training_options
 
 
 @torch.no_grad()
@@ -64,20 +65,14 @@ def accuracy(graph: dgl.distributed.DistGraph, logits: dgl.distributed.DistTenso
 
 def main() -> None:
     """Serve or train; trainer 0 appends a record per epoch to --records."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench.baseline_distributed", description=__doc__
+    )
     parser.add_argument("--ip-config", required=True)
     parser.add_argument("--part-config", required=True)
-    parser.add_argument("--records", required=True, help="file to append a record per epoch to")
     parser.add_argument("--num-classes", type=int, required=True)
-    parser.add_argument("--fan-out", required=True)
-    parser.add_argument("--num-epochs", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, default=1000)
-    parser.add_argument("--num-hidden", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=0.003)
-    parser.add_argument("--dropout", type=float, default=0.5)
-    parser.add_argument("--seed", type=int, default=0)
+    add_training_options(parser)
     args = parser.parse_args()
-    fan_outs = [int(number) for number in args.fan_out.split(",")]
 
     dgl.distributed.initialize(args.ip_config)  # a server stays in here
     dist.init_process_group("gloo")
@@ -92,13 +87,13 @@ def main() -> None:
     loader = dgl.dataloading.DistNodeDataLoader(
         graph,
         train_nodes,
-        dgl.dataloading.NeighborSampler(fan_outs),
+        dgl.dataloading.NeighborSampler(args.fan_out),
         batch_size=args.batch_size,
         shuffle=True,
         drop_last=False,
     )
     in_features = graph.ndata["features"].shape[1]
-    widths = [in_features, *[args.num_hidden] * (len(fan_outs) - 1), args.num_classes]
+    widths = [in_features, *[args.num_hidden] * (len(args.fan_out) - 1), args.num_classes]
     model = SAGE(widths, args.dropout)
     replica = DistributedDataParallel(model)
     torch.manual_seed(args.seed + dist.get_rank())  # weights are alike, dropout is not

@@ -16,23 +16,18 @@ from torch.nn import functional
 from distsage.data.datasets import load_graph
 
 from .baseline_model import SAGE
+from .options import add_training_options
 
 
 def main() -> None:
     """Train, append a record per epoch to --records, and evaluate after the last epoch."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench.baseline_local", description=__doc__
+    )
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--records", required=True, help="file to append a record per epoch to")
-    parser.add_argument("--fan-out", required=True)
-    parser.add_argument("--num-epochs", type=int, required=True)
     parser.add_argument("--num-workers", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, default=1000)
-    parser.add_argument("--num-hidden", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=0.003)
-    parser.add_argument("--dropout", type=float, default=0.5)
-    parser.add_argument("--seed", type=int, default=0)
+    add_training_options(parser)
     args = parser.parse_args()
-    fan_outs = [int(number) for number in args.fan_out.split(",")]
     torch.manual_seed(args.seed)
     dgl.seed(args.seed)
 
@@ -49,14 +44,14 @@ def main() -> None:
     loader = dgl.dataloading.DataLoader(
         graph,
         train_nodes,
-        dgl.dataloading.NeighborSampler(fan_outs),
+        dgl.dataloading.NeighborSampler(args.fan_out),
         batch_size=args.batch_size,
         shuffle=True,
         drop_last=False,
         num_workers=args.num_workers,
         persistent_workers=args.num_workers > 0,
     )
-    widths = [features.shape[1], *[args.num_hidden] * (len(fan_outs) - 1), data.num_classes]
+    widths = [features.shape[1], *[args.num_hidden] * (len(args.fan_out) - 1), data.num_classes]
     model = SAGE(widths, args.dropout)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
 

@@ -32,6 +32,7 @@ from tools.bench.local_step import (
     make_topology,
     our_step,
 )
+from tools.bench.options import numbers
 
 
 class DglModel(nn.Module):
@@ -84,17 +85,16 @@ def dgl_step(
 
 def main() -> None:
     """Run both, alternating, and print medians and the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.bench.step", description=__doc__)
     parser.add_argument("--num-nodes", type=int, default=400_000)
     parser.add_argument("--num-edges", type=int, default=17_000_000)
     parser.add_argument("--num-features", type=int, default=100)
-    parser.add_argument("--fan-out", default="10,25")
+    parser.add_argument("--fan-out", type=numbers, default="10,25")
     parser.add_argument("--batch-size", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=15)
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    fan_outs = [int(f) for f in args.fan_out.split(",")]
 
     topology = make_topology(args.num_nodes, args.num_edges)
     rng = np.random.default_rng(1)
@@ -104,9 +104,9 @@ def main() -> None:
     warm_up = 3
     seeds = [rng.choice(args.num_nodes, count, replace=False) for _ in range(warm_up + args.steps)]
     steps = {
-        "dgl": dgl_step(topology, x, y, seeds, fan_outs),
-        "fp32": our_step(topology, x, y, seeds, fan_outs, torch.float32),
-        "bf16": our_step(topology, x, y, seeds, fan_outs, torch.bfloat16),
+        "dgl": dgl_step(topology, x, y, seeds, args.fan_out),
+        "fp32": our_step(topology, x, y, seeds, args.fan_out, torch.float32),
+        "bf16": our_step(topology, x, y, seeds, args.fan_out, torch.bfloat16),
     }
     times: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     for i in range(len(seeds)):

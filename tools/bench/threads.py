@@ -19,6 +19,7 @@ import torch
 from distsage.kernels import level
 from distsage.train.allocator import keep_freed_memory
 from tools.bench.local_step import NUM_CLASSES, make_topology, our_step
+from tools.bench.options import numbers
 
 
 def _spin() -> None:
@@ -42,8 +43,8 @@ def busy(count: int) -> Iterator[None]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", default="1,2")
+    parser = argparse.ArgumentParser(prog="python -m tools.bench.threads", description=__doc__)
+    parser.add_argument("--threads", type=numbers, default="1,2")
     parser.add_argument("--busy", type=int, default=0)
     parser.add_argument("--num-nodes", type=int, default=400_000)
     parser.add_argument("--num-edges", type=int, default=17_000_000)
@@ -51,7 +52,6 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--steps", type=int, default=30)
     args = parser.parse_args()
-    numbers = [int(n) for n in args.threads.split(",")]
     torch.set_num_threads(1)
     keep_freed_memory()
 
@@ -64,10 +64,10 @@ def main() -> None:
     seeds = [rng.choice(args.num_nodes, 1000, replace=False) for _ in range(count)]
     precision = torch.float32 if args.precision == "fp32" else torch.bfloat16
     step = our_step(topology, x, y, seeds, [10, 25], precision)
-    times: dict[int, list[dict[str, float]]] = {n: [] for n in numbers}
+    times: dict[int, list[dict[str, float]]] = {n: [] for n in args.threads}
     with busy(args.busy):
         for i in range(count):
-            for n in numbers:
+            for n in args.threads:
                 os.environ["OMP_NUM_THREADS"] = str(n)
                 lap = step(i)
                 if i >= warm_up:
@@ -76,13 +76,13 @@ def main() -> None:
         f"kernels {level.chosen()} ({level.processor_name()}, {os.cpu_count()} cores), "
         f"{args.precision}, {args.busy} other processes"
     )
-    one = statistics.median(t["all"] for t in times[numbers[0]])
+    one = statistics.median(t["all"] for t in times[args.threads[0]])
     for n, laps in times.items():
         phases = {phase: statistics.median(t[phase] for t in laps) for phase in laps[0]}
         line = "  ".join(f"{phase} {ms:.1f}" for phase, ms in phases.items())
         speedup = one / phases["all"]
         print(f"{n:3d} threads  {line} ms  speedup {speedup:.2f}", end="")
-        ratio = n / numbers[0]
+        ratio = n / args.threads[0]
         if ratio > 1:  # Amdahl: 1 / speedup = serial + (1 - serial) / ratio
             print(f"  serial share {(1 / speedup - 1 / ratio) / (1 - 1 / ratio):.3f}", end="")
         print()
