@@ -109,3 +109,16 @@ def test_a_forced_level_holds_dgls_program_too():
         check=True,
     )
     assert said.stdout == "AVX2\n"
+
+
+def test_a_level_that_does_not_exist_is_refused_in_one_sentence():
+    said = subprocess.run(
+        [sys.executable, "-m", "tools.bench", "--help"],
+        env={**os.environ, "DISTSAGE_KERNELS": "sse9"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert said.returncode == 2
+    assert said.stderr.startswith("bench: DISTSAGE_KERNELS is 'sse9'; give one of torch, avx2, ")
+    assert said.stderr.count("\n") == 1
