@@ -18,12 +18,12 @@ def test_a_rank_that_does_not_answer_is_named(mpi):
     assert "[0] hosts: no answer within 3 s from rank 2 on b" in said
 
 
-def test_slow_ranks_that_get_on_are_waited_for():
-    mpirun(4, PROGRAM, "slow")
+def test_slow_ranks_that_get_on_are_waited_for(mpi):
+    mpirun(4, PROGRAM, "slow", mpi=mpi)
 
 
-def test_a_rank_that_gets_on_no_more_is_named():
-    said = mpirun(4, PROGRAM, "slow, then stuck", status=3).stdout
+def test_a_rank_that_gets_on_no_more_is_named(mpi):
+    said = mpirun(4, PROGRAM, "slow, then stuck", status=3, mpi=mpi).stdout
     assert "[0] hosts: no answer within 3 s from rank 2 on b" in said
 
 
