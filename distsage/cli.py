@@ -142,7 +142,8 @@ def _train(arguments: Sequence[str]) -> None:
 def _preflight(arguments: Sequence[str]) -> None:
     if "--help" in arguments or "-h" in arguments:
         parse(PreflightConfig, "preflight", ["--help"])
-    from distsage.launch.watch.watcher import Watched, run_watched
+    from distsage.launch.watch.progress import Watched
+    from distsage.launch.watch.watcher import run_watched
 
     def check(watched: Watched) -> None:
         # Imports MPI, which initialises it: only after the fork.

@@ -24,7 +24,8 @@ from distsage.launch.place import Place, agree_on_place, join_mpi
 from distsage.launch.ports import find_free_ports
 from distsage.launch.roles import Assignment
 from distsage.launch.stage import stage_part, staged_path
-from distsage.launch.watch.watcher import Ring, State, Watched
+from distsage.launch.watch.progress import State, Watched
+from distsage.launch.watch.ring import Ring
 from distsage.launch.world import World
 from distsage.partition.parts import Parts
 

@@ -23,7 +23,7 @@ from distsage.launch import hosts as host_lists
 from distsage.launch import preflight
 from distsage.launch.roles import Assignment, assign, emulated_layout
 from distsage.launch.stage import sweep_staged
-from distsage.launch.watch.watcher import State, Watched
+from distsage.launch.watch.progress import State, Watched
 from distsage.launch.world import World
 from distsage.limits import usable_cores
 from distsage.partition.parts import Parts

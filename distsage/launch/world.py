@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 from mpi4py import MPI
 
 from distsage.errors import UserError
-from distsage.launch.watch.watcher import State
+from distsage.launch.watch.progress import State
 
 T = TypeVar("T")
 

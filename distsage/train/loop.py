@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distsage.config import TrainingOptions
 from distsage.errors import UserError
-from distsage.launch.watch.watcher import Mark, State
+from distsage.launch.watch.progress import Mark, State
 from distsage.model.graphsage import GraphSAGE
 from distsage.train.allocator import keep_freed_memory
 from distsage.train.batches import Batch

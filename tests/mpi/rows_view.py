@@ -11,7 +11,8 @@ import numpy as np
 
 from distsage.cli import parse
 from distsage.config import TrainConfig
-from distsage.launch.watch.watcher import State, Watched, run_watched
+from distsage.launch.watch.progress import State, Watched
+from distsage.launch.watch.watcher import run_watched
 
 
 def be_a_rank(watched: Watched) -> None:

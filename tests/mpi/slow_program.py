@@ -89,14 +89,14 @@ def slow_layers(hang: bool) -> None:
 def slow_down() -> None:
     """In the rank, whose modules may not be imported before."""
     from distsage.launch import stage
-    from distsage.launch.watch import watcher as watch
+    from distsage.launch.watch import progress
     from distsage.partition import parts
 
     if what == "files":
         stage.hashlib = parts.hashlib = SimpleNamespace(sha256=SlowDigest)  # type: ignore[assignment]
-    mark = watch.Watched.mark
+    mark = progress.Watched.mark
 
-    def mark_and_slow_down(self: Any, doing: str, state: Any = watch.State.WORKING) -> None:
+    def mark_and_slow_down(self: Any, doing: str, state: Any = progress.State.WORKING) -> None:
         mark(self, doing, state)
         if (RANK, what, doing) in (
             ("0", "work", "loading its part"),
@@ -109,7 +109,7 @@ def slow_down() -> None:
         ):
             slow_layers(what == "hung-layer")
 
-    watch.Watched.mark = mark_and_slow_down  # type: ignore[method-assign]
+    progress.Watched.mark = mark_and_slow_down  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

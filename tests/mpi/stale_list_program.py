@@ -11,7 +11,8 @@ from distsage.cli import main
 
 
 def see_an_older_list() -> None:
-    from distsage.launch.watch.watcher import Ring, Watched
+    from distsage.launch.watch.progress import Watched
+    from distsage.launch.watch.ring import Ring
 
     join = Watched.join
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distsage.launch.watch.watcher import MISTAKE
+from distsage.launch.watch.failure_note import MISTAKE
 
 SBATCH = Path(__file__).resolve().parents[2] / "sbatch"
 GOLDEN = Path(__file__).with_name("sbatch_requests.txt")

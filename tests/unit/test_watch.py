@@ -168,7 +168,7 @@ def test_a_rank_whose_watcher_has_just_been_killed_ends(tmp_path):
     """Also when that was before the kernel knew that the rank is to end with it."""
     alive = tmp_path / "alive"
     code = (
-        "import os, pathlib, signal, time; from distsage.launch import watch\n"
+        "import os, pathlib, signal, time; from distsage.launch.watch.watcher import run_watched\n"
         "fork = os.fork\n"
         "def fork_and_lose_the_parent():\n"
         "    child = fork()\n"
@@ -176,7 +176,7 @@ def test_a_rank_whose_watcher_has_just_been_killed_ends(tmp_path):
         "    while os.getppid() == parent: time.sleep(0.01)\n"
         "    return child\n"
         "os.fork, parent = fork_and_lose_the_parent, os.getpid()\n"
-        f"watch.run_watched(lambda watched: pathlib.Path({str(alive)!r}).touch(), 60.0)"
+        f"run_watched(lambda watched: pathlib.Path({str(alive)!r}).touch(), 60.0)"
     )
     # Its standard output ends with the last of the two processes.
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=45)

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 from distsage.errors import UserError
-from distsage.launch.watch.watcher import Ring, State, Watched, run_watched
+from distsage.launch.watch.progress import State, Watched
+from distsage.launch.watch.ring import Ring
+from distsage.launch.watch.watcher import run_watched
 
 STALL_TIMEOUT = 3.0
 # A rank that waits gives up after 3 + 10 + 3 s without progress in a ring of three.

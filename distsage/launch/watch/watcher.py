@@ -24,59 +24,39 @@ ends; the ring then falls like dominoes, each watcher taking its rank with it. R
 
 import contextlib
 import ctypes
-import enum
-import faulthandler
 import json
-import logging
 import mmap
 import os
 import selectors
 import signal
 import socket
-import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from distsage.errors import UserError
-from distsage.files import explain_write_errors
-
-BEAT_SECONDS = 1.0
-SILENCE_SECONDS = 10.0
-# In the failure note: sbatch/train.sh has Slurm run such a job again.
-HOST_LOST = "its host is lost"
-# In the note too: what the job ends with is 2, whatever the launcher makes of the ranks' status.
-MISTAKE = "a mistake in what was given; rank 0 has said which"
-STOPPED_SECONDS = 5.0
-# A rank whose exception may follow from another rank's death lets that one's watcher speak first.
-YIELD_SECONDS = 1.0
-# A launcher that ends a rank because another has died lets the watchers find out which.
-LAUNCHER_YIELD_SECONDS = 0.2
-# A rank that waits for others is named so many seconds after one that works would be; and before
-# the ring is there, its watcher lets the rank itself say first who did not answer.
-WAIT_SECONDS = 10.0
-# A rank that loads has got on when it has read, written or first touched so much more.
-LOADED_BYTES = 2**20
-_DUMP_SIGNAL = signal.SIGUSR2
-_MARK = struct.Struct("=dQB64s")  # time of the last mark, how many, a State, what the rank does
-
-
-class State(enum.IntEnum):
-    """What a lack of progress says about a rank."""
-
-    WORKING = 0
-    WAITING = 1  # for other ranks: one of them is stuck rather than this one
-    IDLE = 2  # has nothing to do until somebody asks
-    LOADING = 3  # in long calls that make no marks: what the process reads and touches counts
-    STARTING = 4  # loads libraries, connects: the same, and has as long as start-up may take
-
-
-Mark = Callable[[str, State], None]
-"""Notes progress: what this rank does from now on, and what a lack of progress then says of it."""
+from distsage.launch.watch import failure_note
+from distsage.launch.watch.progress import (
+    DUMP_SIGNAL,
+    LOADED_BYTES,
+    State,
+    Watched,
+    last_mark,
+    loaded_bytes,
+)
+from distsage.launch.watch.ring import (
+    BEAT_SECONDS,
+    LAUNCHER_YIELD_SECONDS,
+    SILENCE_SECONDS,
+    STOPPED_SECONDS,
+    WAIT_SECONDS,
+    YIELD_SECONDS,
+    Ring,
+)
 
 
 @dataclass(frozen=True)
@@ -88,82 +68,6 @@ class _Verdict:
     cause: str
     trace: str
     status: int
-
-
-@dataclass(frozen=True)
-class Ring:
-    """What a rank tells its watcher once the ranks know each other.
-
-    Attributes:
-        rank: of this rank.
-        labels: how messages name each rank.
-        addresses: (ip, port) of each rank's watcher.
-        token: known to this job's watchers only.
-        note: the failure note, a path that all hosts see.
-        log_directory: where the ranks' logs lie.
-        stall_timeout: seconds without a mark of progress until a rank counts as stuck.
-    """
-
-    rank: int
-    labels: Sequence[str]
-    addresses: Sequence[tuple[str, int]]
-    token: str
-    note: str
-    log_directory: str
-    stall_timeout: float
-
-
-class Watched:
-    """The rank's side: marks progress and talks to its watcher."""
-
-    def __init__(self, page: mmap.mmap, channel: socket.socket, port: int) -> None:
-        self._page = page
-        self._channel = channel
-        self._marks = 0
-        self.port = port
-
-    def mark(self, doing: str, state: State = State.WORKING) -> None:
-        """Note progress: what the rank does from now on."""
-        # One copy of whole bytes: pack_into would clear the page first, and the watcher could read
-        # that moment as a mark from long ago.
-        self._marks += 1
-        what = doing.encode()[:64]
-        self._page[: _MARK.size] = _MARK.pack(time.monotonic(), self._marks, state, what)
-
-    def allow_startup(self, seconds: float) -> None:
-        """Tell the watcher how long start-up may take, as soon as that is known."""
-        self._send({"startup_timeout": seconds})
-
-    def join(self, ring: Ring) -> None:
-        """Let the watcher join the ring. From here on stacks and C++ messages go to the log.
-
-        Raises:
-            UserError: the log cannot be written.
-        """
-        path = Path(ring.log_directory) / f"rank-{ring.rank}.txt"
-        with explain_write_errors(path, "--run-dir"):
-            log = open(path, "a", buffering=1)  # noqa: SIM115
-        # What libraries print below Python goes to the log; Python's own stderr stays the job's.
-        sys.stderr.flush()
-        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-        os.dup2(log.fileno(), 2)
-        logging.basicConfig(stream=log, level=logging.INFO, force=True)
-        logging.raiseExceptions = False  # a log on a full disk is no matter for the job's stderr
-        # What holds when Python has ended, and this process has not: it may wait in MPI_Finalize.
-        signal.signal(_DUMP_SIGNAL, signal.SIG_IGN)
-        faulthandler.register(_DUMP_SIGNAL, file=log, all_threads=True)
-        # From now on a lack of progress counts; the last mark may be from a while ago.
-        self.mark("waiting for the other ranks to join", State.WAITING)
-        self._send({"ring": asdict(ring)})
-
-    def fail(self, cause: str, trace: str, status: int) -> NoReturn:
-        """Report why this rank ends, and wait for the end. Blocks a few seconds at most."""
-        self._send({"cause": cause, "trace": trace, "status": status})
-        time.sleep(30)  # the watcher ends this process
-        os._exit(status)
-
-    def _send(self, message: dict[str, Any]) -> None:
-        self._channel.sendall(json.dumps(message).encode() + b"\n")
 
 
 def run_watched(main: Callable[[Watched], None], startup_timeout: float) -> None:
@@ -302,7 +206,7 @@ class _Watcher:
             os._exit(self.leave_status)
         elif code == 2:
             # A user's mistake, which all ranks agreed on and rank 0 has told.
-            _claim_note(self._note(), MISTAKE)
+            failure_note.claim(self._note(), failure_note.MISTAKE)
             os._exit(2)
         else:
             name = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
@@ -333,9 +237,8 @@ class _Watcher:
         self.ring = ring
         self.heard = self.others_moved = time.monotonic()
         self.marks = [0] * len(ring.labels)
-        if ring.rank == 0 and _running_file():
-            with contextlib.suppress(OSError):  # as little needed as the note
-                Path(_running_file()).touch()
+        if ring.rank == 0:
+            failure_note.say_running()
         # Whoever called earlier has waited in the backlog.
         self.selector.register(self.listener, selectors.EVENT_READ, self._on_connection)
         if len(ring.addresses) > 1:
@@ -344,7 +247,7 @@ class _Watcher:
     def _connect(self) -> None:
         assert self.ring is not None
         ring = self.ring
-        address = ring.addresses[(ring.rank + 1) % len(ring.addresses)]
+        address = ring.addresses[ring.next]
         try:
             ip, port = address
             self.next = socket.create_connection((ip, port), timeout=1.0)
@@ -414,7 +317,7 @@ class _Watcher:
 
     def _on_previous_gone(self) -> None:
         assert self.ring is not None
-        rank = (self.ring.rank - 1) % len(self.ring.labels)
+        rank = self.ring.previous
         # A watcher that reports ends right after it has claimed the note; one that says nothing
         # was killed.
         self._report("its watcher was killed", after=LAUNCHER_YIELD_SECONDS, rank=rank)
@@ -438,16 +341,15 @@ class _Watcher:
     def _end_if_all_done(self) -> None:
         assert self.ring is not None
         if self.done == (1 << len(self.ring.labels)) - 1:
-            if self.ring.rank == 0 and _running_file():
-                Path(_running_file()).unlink(missing_ok=True)
+            if self.ring.rank == 0:
+                failure_note.say_ended_well()
             os._exit(0)
 
     def _check(self, now: float) -> None:
         """Look at the rank and at the previous watcher, once a beat."""
         if self.verdict is not None:
             return
-        marked, marks, state, doing = _MARK.unpack_from(self.page, 0)
-        what = doing.rstrip(b"\0").decode(errors="ignore")
+        marked, marks, state, what = last_mark(self.page)
         if self.child:
             self._check_stopped(now, what)
             if state in (State.LOADING, State.STARTING) and self._loads():
@@ -478,7 +380,7 @@ class _Watcher:
                 cause = f"stopped by a signal while {what}"
             self._report(cause, after=4.0 if state == State.WAITING else YIELD_SECONDS)
         if len(self.ring.labels) > 1 and now - self.heard > SILENCE_SECONDS:
-            rank = (self.ring.rank - 1) % len(self.ring.labels)
+            rank = self.ring.previous
             self._report(self._why_silent(rank), after=0, rank=rank)
 
     def _why_silent(self, rank: int) -> str:
@@ -488,20 +390,12 @@ class _Watcher:
         try:
             socket.create_connection((ip, port), timeout=1.0).close()
         except OSError:
-            return f"{HOST_LOST} (no sign of life for {SILENCE_SECONDS:.0f} s)"
+            return f"{failure_note.HOST_LOST} (no sign of life for {SILENCE_SECONDS:.0f} s)"
         return "its watcher is stopped"
 
     def _loads(self) -> bool:
-        """Whether the rank has read, written or first touched more since it last had.
-
-        The kernel counts it. The rank itself may be in a call that lets no other thread run.
-        """
-        loaded = 0
-        with contextlib.suppress(OSError):  # another kernel, or the rank has ended
-            faults = Path(f"/proc/{self.child}/stat").read_text().rpartition(")")[2].split()
-            loaded = (int(faults[7]) + int(faults[9])) * mmap.PAGESIZE
-            for line in Path(f"/proc/{self.child}/io").read_text().splitlines()[:2]:
-                loaded += int(line.split()[1])  # rchar, wchar: what it asked the system for
+        """Whether the rank has read, written or first touched more since it last had."""
+        loaded = loaded_bytes(self.child)
         moved = loaded - self.loaded >= LOADED_BYTES
         if moved:
             self.loaded = loaded
@@ -526,7 +420,7 @@ class _Watcher:
             return
         self.dumped = True
         if self.child:
-            os.kill(self.child, _DUMP_SIGNAL)
+            os.kill(self.child, DUMP_SIGNAL)
         self._send_next({"dump": True})
 
     def _report(
@@ -554,7 +448,7 @@ class _Watcher:
 
     def _note(self) -> str | None:
         """The failure note, if it is known yet."""
-        return self.ring.note if self.ring else os.environ.get("DISTSAGE_FAILURE_NOTE")
+        return self.ring.note if self.ring else failure_note.batch_note()
 
     def _claim(self, verdict: _Verdict) -> NoReturn:
         """Say why the job ends, unless another watcher has, and end this rank.
@@ -564,45 +458,16 @@ class _Watcher:
         if self.child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.child, signal.SIGKILL)
-        batch_note = os.environ.get("DISTSAGE_FAILURE_NOTE")
         who = f"a rank on {socket.gethostname()}"
         if self.ring is not None and verdict.rank is not None:
             who = self.ring.labels[verdict.rank]
         line = f"{who}: {verdict.cause}"
-        claim = _claim_note(self._note(), line)
-        if claim is not _Claim.TAKEN and not self.told:
-            noted = claim is _Claim.WRITTEN
-            said = "" if noted and batch_note else f"distsage: {line}\n"
+        claim = failure_note.claim(self._note(), line)
+        if claim is not failure_note.Claim.TAKEN and not self.told:
+            noted = claim is failure_note.Claim.WRITTEN
+            said = "" if noted and failure_note.batch_note() else f"distsage: {line}\n"
             with contextlib.suppress(OSError):
                 os.write(2, f"{verdict.trace}{said}".encode())
             if not noted:
                 self._send_next({"told": True})
         os._exit(verdict.status)
-
-
-def _running_file() -> str:
-    """Tells the batch script that the ranks came up and have not all ended well; "" without one."""
-    note = os.environ.get("DISTSAGE_FAILURE_NOTE")
-    return f"{note}.running" if note else ""
-
-
-class _Claim(enum.Enum):
-    """What became of an attempt to write the failure note."""
-
-    WRITTEN = enum.auto()
-    TAKEN = enum.auto()  # there is one already
-    FAILED = enum.auto()  # which must not keep the line from the user
-
-
-def _claim_note(note: str | None, line: str) -> _Claim:
-    """Write the failure note, unless there is one."""
-    if note is None:
-        return _Claim.FAILED
-    try:
-        with open(note, "xb", buffering=0) as stream:
-            stream.write(f"{line}\n".encode())
-    except FileExistsError:
-        return _Claim.TAKEN
-    except OSError:
-        return _Claim.FAILED
-    return _Claim.WRITTEN

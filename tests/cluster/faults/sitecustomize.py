@@ -20,7 +20,7 @@ _ranks = (os.environ.get(name) for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK",
 _rank = next(filter(None, _ranks), None)
 
 if _rank is not None and "DISTSAGE_TEST_FAULT" in os.environ:
-    from distsage.launch.watch.watcher import State, Watched
+    from distsage.launch.watch.progress import State, Watched
 
     _fault = json.loads(os.environ["DISTSAGE_TEST_FAULT"])
     _mark = Watched.mark

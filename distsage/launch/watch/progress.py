@@ -1,0 +1,134 @@
+"""How a rank shows that it gets on, and how its watcher sees it.
+
+The rank marks its progress in a page of memory that it shares with its watcher, and tells the rest
+over a socket. What it cannot mark, because it is in one long call, the kernel counts.
+"""
+
+import contextlib
+import enum
+import faulthandler
+import json
+import logging
+import mmap
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from distsage.files import explain_write_errors
+from distsage.launch.watch.ring import Ring
+
+# Has a rank that is in the ring write its stacks to its log.
+DUMP_SIGNAL = signal.SIGUSR2
+# A rank that loads has got on when it has read, written or first touched so much more.
+LOADED_BYTES = 2**20
+_MARK = struct.Struct("=dQB64s")  # time of the last mark, how many, a State, what the rank does
+
+
+class State(enum.IntEnum):
+    """What a lack of progress says about a rank."""
+
+    WORKING = 0
+    WAITING = 1  # for other ranks: one of them is stuck rather than this one
+    IDLE = 2  # has nothing to do until somebody asks
+    LOADING = 3  # in long calls that make no marks: what the process reads and touches counts
+    STARTING = 4  # loads libraries, connects: the same, and has as long as start-up may take
+
+
+Mark = Callable[[str, State], None]
+"""Notes progress: what this rank does from now on, and what a lack of progress then says of it."""
+
+
+class Watched:
+    """The rank's side: marks progress and talks to its watcher."""
+
+    def __init__(self, page: mmap.mmap, channel: socket.socket, port: int) -> None:
+        self._page = page
+        self._channel = channel
+        self._marks = 0
+        self.port = port
+
+    def mark(self, doing: str, state: State = State.WORKING) -> None:
+        """Note progress: what the rank does from now on."""
+        # One copy of whole bytes: pack_into would clear the page first, and the watcher could read
+        # that moment as a mark from long ago.
+        self._marks += 1
+        what = doing.encode()[:64]
+        self._page[: _MARK.size] = _MARK.pack(time.monotonic(), self._marks, state, what)
+
+    def allow_startup(self, seconds: float) -> None:
+        """Tell the watcher how long start-up may take, as soon as that is known."""
+        self._send({"startup_timeout": seconds})
+
+    def join(self, ring: Ring) -> None:
+        """Let the watcher join the ring. From here on stacks and C++ messages go to the log.
+
+        Raises:
+            UserError: the log cannot be written.
+        """
+        path = Path(ring.log_directory) / f"rank-{ring.rank}.txt"
+        with explain_write_errors(path, "--run-dir"):
+            log = open(path, "a", buffering=1)  # noqa: SIM115
+        # What libraries print below Python goes to the log; Python's own stderr stays the job's.
+        sys.stderr.flush()
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+        os.dup2(log.fileno(), 2)
+        logging.basicConfig(stream=log, level=logging.INFO, force=True)
+        logging.raiseExceptions = False  # a log on a full disk is no matter for the job's stderr
+        # What holds when Python has ended, and this process has not: it may wait in MPI_Finalize.
+        signal.signal(DUMP_SIGNAL, signal.SIG_IGN)
+        faulthandler.register(DUMP_SIGNAL, file=log, all_threads=True)
+        # From now on a lack of progress counts; the last mark may be from a while ago.
+        self.mark("waiting for the other ranks to join", State.WAITING)
+        self._send({"ring": asdict(ring)})
+
+    def fail(self, cause: str, trace: str, status: int) -> NoReturn:
+        """Report why this rank ends, and wait for the end. Blocks a few seconds at most."""
+        self._send({"cause": cause, "trace": trace, "status": status})
+        time.sleep(30)  # the watcher ends this process
+        os._exit(status)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._channel.sendall(json.dumps(message).encode() + b"\n")
+
+
+class LastMark(NamedTuple):
+    """What a rank has marked last.
+
+    Attributes:
+        time: of the mark, as `time.monotonic` counts.
+        marks: how many so far.
+        state: of the rank since then.
+        doing: what it does since then, for messages.
+    """
+
+    time: float
+    marks: int
+    state: State
+    doing: str
+
+
+def last_mark(page: mmap.mmap) -> LastMark:
+    """Read the page that a rank marks its progress in."""
+    when, marks, state, doing = _MARK.unpack_from(page, 0)
+    return LastMark(when, marks, State(state), doing.rstrip(b"\0").decode(errors="ignore"))
+
+
+def loaded_bytes(process: int) -> int:
+    """How much a process has read, written or first touched so far; 0 if that cannot be told.
+
+    The kernel counts it. The process itself may be in a call that lets no other thread run.
+    """
+    loaded = 0
+    with contextlib.suppress(OSError):  # another kernel, or the process has ended
+        faults = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        loaded = (int(faults[7]) + int(faults[9])) * mmap.PAGESIZE
+        for line in Path(f"/proc/{process}/io").read_text().splitlines()[:2]:
+            loaded += int(line.split()[1])  # rchar, wchar: what it asked the system for
+    return loaded
