@@ -32,7 +32,7 @@ from distsage.partition.parts import Parts
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
-    from distsage.launch.dgl.seam import DGLJob, GraphStore
+    from distsage.launch.dgl.patches import DGLJob, GraphStore
 
 
 # What the trainers wait for each other at most. A healthy one may be at work on its share for hours
@@ -117,7 +117,7 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
         staged = target
 
     watched.mark("importing DGL", State.STARTING)
-    from distsage.launch.dgl.seam import DGLJob
+    from distsage.launch.dgl.patches import DGLJob
 
     return Job(
         config=config,
@@ -270,7 +270,7 @@ def connect(job: Job, watched: Watched) -> "GraphStore":
 
     Blocks while the servers load their parts.
     """
-    from distsage.launch.dgl import seam as dgl_seam
+    from distsage.launch.dgl import patches as dgl_seam
 
     assignment, store = job.assignment, job.store
     assert store is not None

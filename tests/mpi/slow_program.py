@@ -55,7 +55,7 @@ def read_slowly(seconds: float) -> None:
 
 
 def slow_load(hang: bool) -> None:
-    from distsage.launch.dgl import seam as dgl_seam
+    from distsage.launch.dgl import patches as dgl_seam
 
     load = dgl_seam.dist_graph.load_partition
 
