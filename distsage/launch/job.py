@@ -32,7 +32,8 @@ from distsage.partition.parts import Parts
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
-    from distsage.launch.dgl.patches import DGLJob, GraphStore
+    from distsage.launch.dgl.client import GraphStore
+    from distsage.launch.dgl.messages import DGLJob
 
 
 # What the trainers wait for each other at most. A healthy one may be at work on its share for hours
@@ -117,7 +118,7 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
         staged = target
 
     watched.mark("importing DGL", State.STARTING)
-    from distsage.launch.dgl.patches import DGLJob
+    from distsage.launch.dgl.messages import DGLJob
 
     return Job(
         config=config,
@@ -270,18 +271,18 @@ def connect(job: Job, watched: Watched) -> "GraphStore":
 
     Blocks while the servers load their parts.
     """
-    from distsage.launch.dgl import patches as dgl_seam
+    from distsage.launch.dgl.client import GraphStore, wait_for_listener
 
     assignment, store = job.assignment, job.store
     assert store is not None
     own = job.addresses[assignment.host]
     port = job.port + assignment.pair_on_host
     watched.mark("waiting for the servers to load their parts", State.WAITING)
-    dgl_seam.wait_for_listener(own.ip, port)
+    wait_for_listener(own.ip, port)
     store.set(f"listening/{assignment.trainer_rank}", "")
     store.wait([f"listening/{rank}" for rank in range(assignment.num_trainers)], _LONGEST_WAIT)
     watched.mark("connecting to the servers", State.STARTING)
-    graph_store = dgl_seam.GraphStore(job.dgl, job.parts.manifest.graph_name, job.parts.offsets)
+    graph_store = GraphStore(job.dgl, job.parts.manifest.graph_name, job.parts.offsets)
 
     import torch.distributed
 

@@ -55,9 +55,9 @@ def read_slowly(seconds: float) -> None:
 
 
 def slow_load(hang: bool) -> None:
-    from distsage.launch.dgl import patches as dgl_seam
+    from dgl.distributed import dist_graph
 
-    load = dgl_seam.dist_graph.load_partition
+    load = dist_graph.load_partition
 
     def load_slowly(*args: Any, **kwargs: Any) -> Any:
         read_slowly(10.0 if hang else LOAD_SECONDS)
@@ -65,7 +65,7 @@ def slow_load(hang: bool) -> None:
             time.sleep(300)
         return load(*args, **kwargs)
 
-    dgl_seam.dist_graph.load_partition = load_slowly
+    dist_graph.load_partition = load_slowly
 
 
 def slow_layers(hang: bool) -> None:

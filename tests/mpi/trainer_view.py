@@ -20,7 +20,7 @@ def be_a_rank(watched: Watched) -> None:
 
     job = bring_up.start(lambda: parse(TrainConfig, "train", sys.argv[1:]), watched)
     if job.assignment.role == "server":
-        from distsage.launch.dgl.patches import serve
+        from distsage.launch.dgl.server import serve
 
         serve(job.dgl, lambda idle: watched.mark("serving", State.IDLE), {})
     store = bring_up.connect(job, watched)
