@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 from jobs import MPIS, mpirun
 
-pytestmark = [pytest.mark.mpi, pytest.mark.parametrize("mpi", MPIS)]
+pytestmark = pytest.mark.mpi
+with_each_mpi = pytest.mark.parametrize("mpi", MPIS)
 PROGRAM = Path(__file__).with_name("world_program.py")
 
 
+@with_each_mpi
 def test_values_reach_every_rank(mpi):
     mpirun(4, PROGRAM, "values", mpi=mpi)
 
 
+@with_each_mpi
 def test_a_rank_that_does_not_answer_is_named(mpi):
     said = mpirun(4, PROGRAM, "missing", status=3, mpi=mpi).stdout
     assert "[0] hosts: no answer within 3 s from rank 2 on b" in said
@@ -27,6 +30,7 @@ def test_a_rank_that_gets_on_no_more_is_named(mpi):
     assert "[0] hosts: no answer within 3 s from rank 2 on b" in said
 
 
+@with_each_mpi
 @pytest.mark.parametrize(
     ("behaviour", "sentence"),
     [
