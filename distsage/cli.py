@@ -147,9 +147,12 @@ def _preflight(arguments: Sequence[str]) -> None:
 
     def check(watched: Watched) -> None:
         # Imports MPI, which initialises it: only after the fork.
-        from distsage.launch import place
+        from distsage.launch import agreement
 
-        place.check(lambda: parse(PreflightConfig, "preflight", arguments), watched)
+        world, config = agreement.join_mpi(
+            lambda: parse(PreflightConfig, "preflight", arguments), watched
+        )
+        agreement.check(world, config, watched)
 
     run_watched(check, PreflightConfig.startup_timeout)
 

@@ -5,7 +5,7 @@ a job can agree on a level before anybody imports numba or torch.
 
 Kernels are compiled for a level, not for the processor at hand: two processors of one level run the
 same machine code, and give the same bits. A job whose hosts differ takes the lowest of their
-levels (`distsage.launch.place`).
+levels (`distsage.launch.agreement`).
 """
 
 import enum

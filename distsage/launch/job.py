@@ -1,8 +1,8 @@
 """Bring one MPI job up, from `mpirun` to servers that serve and trainers that can train.
 
 Runs on every rank of `distsage train`. The order matters and is the same everywhere: the ranks
-agree on who is where (`distsage.launch.place`), the servers start, the trainers connect to them,
-and only then torch.distributed comes up among the trainers.
+agree on who runs where (`distsage.launch.agreement`), the servers start, the trainers connect to
+them, and only then torch.distributed comes up among the trainers.
 """
 
 import os
@@ -20,7 +20,7 @@ from distsage.errors import UserError
 from distsage.files import atomic_file, explain_write_errors, own_directory
 from distsage.launch import gpus
 from distsage.launch import hosts as host_lists
-from distsage.launch.place import Place, agree_on_place, join_mpi
+from distsage.launch.agreement import Agreement, reach_agreement
 from distsage.launch.ports import find_free_ports
 from distsage.launch.roles import Assignment
 from distsage.launch.stage import stage_part, staged_path
@@ -72,48 +72,48 @@ class Job:
     owner: IO[str] | None
 
 
-def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
-    """Agree on configuration, hosts, roles, addresses and ports. Collective over all ranks.
+def start(world: World, config: TrainConfig, watched: Watched) -> Job:
+    """Agree on hosts, roles, addresses and ports. Collective over all ranks.
 
     Every wait is bounded by the configuration's start-up timeout, unless what it waits for gets on.
 
     Args:
-        read_config: reads the configuration; called on rank 0 only.
+        world: of the job.
+        config: the same on every rank.
         watched: joins the ring of watchers once everybody's address is known.
 
     Raises:
         SystemExit: the user got something wrong; rank 0 has said what, and the status is 2.
         TimeoutError: a rank did not answer in time; the message names it.
     """
-    world = join_mpi(watched)
-    place = agree_on_place(world, read_config, watched)
-    config, assignment, hosts, parts = place.config, place.assignment, place.hosts, place.parts
+    agreed = reach_agreement(world, config, watched)
+    assignment, hosts, parts = agreed.assignment, agreed.hosts, agreed.parts
 
-    device = _agree_on_device(world, place)
+    device = _agree_on_device(world, agreed)
     secret = world.broadcast("job secret", secrets.token_bytes(32))
     watched.mark("opening ports", State.STARTING)  # trainers import PyTorch for it
-    ports, store = _open_ports(world, place)
+    ports, store = _open_ports(world, agreed)
     owner = world.agree(
-        "run directory", lambda: _prepare_run_directory(world, config, place, ports)
+        "run directory", lambda: _prepare_run_directory(world, config, agreed, ports)
     )
-    world.agree("run directory", lambda: _check_shared(config, place))
+    world.agree("run directory", lambda: _check_shared(config, agreed))
     ring = Ring(
         rank=world.rank,
-        labels=[f"rank {one.rank} ({one.role} on {hosts[one.host]})" for one in place.everyone],
-        addresses=place.watchers,
+        labels=[f"rank {one.rank} ({one.role} on {hosts[one.host]})" for one in agreed.everyone],
+        addresses=agreed.watchers,
         token=secret.hex(),
         note=world.broadcast("failure note", _failure_note(world, config)),
         log_directory=str(config.run_dir / "logs"),
         stall_timeout=config.stall_timeout,
     )
     if world.rank == 0:
-        _marker(config, place).unlink()  # all ranks have seen it
+        _probe_file(config, agreed).unlink()  # all ranks have seen it
     world.agree("logs", lambda: watched.join(ring))
     staged = None
     if config.stage is not None:
         watched.mark("staging its part", State.WAITING)
-        target = staged_path(config.stage, place.name, assignment.host)
-        world.agree("staging", lambda: _stage(place, target, world.progress))
+        target = staged_path(config.stage, agreed.name, assignment.host)
+        world.agree("staging", lambda: _stage(agreed, target, world.progress))
         parts = world.agree("staged parts", lambda: Parts.open(target))
         staged = target
 
@@ -124,16 +124,16 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
         config=config,
         assignment=assignment,
         hosts=hosts,
-        addresses=place.addresses,
+        addresses=agreed.addresses,
         port=ports[assignment.host],
         parts=parts,
         staged=staged,
         dgl=DGLJob(
             assignment=assignment,
-            ip=place.own_address.ip,
-            servers=[(a.ip, port) for a, port in zip(place.addresses, ports, strict=True)],
+            ip=agreed.own_address.ip,
+            servers=[(a.ip, port) for a, port in zip(agreed.addresses, ports, strict=True)],
             part_config=parts.dgl_config,
-            prefix=f"distsage.{os.getuid()}.{place.name}.{assignment.host}.",
+            prefix=f"distsage.{os.getuid()}.{agreed.name}.{assignment.host}.",
             secret=secret,
             startup_timeout=config.startup_timeout,
             feature_dtype=config.feat_dtype,
@@ -144,14 +144,14 @@ def start(read_config: Callable[[], TrainConfig], watched: Watched) -> Job:
     )
 
 
-def _agree_on_device(world: World, place: Place) -> str:
+def _agree_on_device(world: World, agreed: Agreement) -> str:
     """What this rank's model computes on. Collective; `--device cpu` never asks for a GPU."""
-    wanted = place.config.device
+    wanted = agreed.config.device
     if wanted == "cpu":
         return "cpu"
     machine = world.host_of[world.rank]
-    is_trainer = place.assignment.role == "trainer"
-    own = gpus.find_gpu(machine, place.trainer_on_machine) if is_trainer else None
+    is_trainer = agreed.assignment.role == "trainer"
+    own = gpus.find_gpu(machine, agreed.trainer_on_machine) if is_trainer else None
     found = world.gather_all("GPUs", own)[1::2]
     use, why = world.agree(
         "GPUs", lambda: gpus.computes_on_gpus(wanted, found, world.host_of[1::2])
@@ -161,9 +161,9 @@ def _agree_on_device(world: World, place: Place) -> str:
     return f"cuda:{own.index}" if use and own is not None else "cpu"
 
 
-def _stage(place: Place, target: Path, progress: Callable[[str], None]) -> None:
-    if place.is_first:
-        stage_part(place.parts, place.assignment.host, target, progress)
+def _stage(agreed: Agreement, target: Path, progress: Callable[[str], None]) -> None:
+    if agreed.is_first:
+        stage_part(agreed.parts, agreed.assignment.host, target, progress)
 
 
 def release_stage(job: Job) -> None:
@@ -172,56 +172,56 @@ def release_stage(job: Job) -> None:
         shutil.rmtree(job.staged)
 
 
-def _open_ports(world: World, place: Place) -> "tuple[list[int], TCPStore | None]":
+def _open_ports(world: World, agreed: Agreement) -> "tuple[list[int], TCPStore | None]":
     """Find every host's server ports, and open the trainers' rendezvous. Collective.
 
     Returns:
         The port of each host's main server, and the rendezvous (trainers only).
     """
-    assignment, timeout = place.assignment, world.timeout
+    assignment, timeout = agreed.assignment, world.timeout
     port = 0
-    if place.is_first:
-        port = find_free_ports(place.own_address.ip, assignment.pairs_per_host, place.name)
+    if agreed.is_first:
+        port = find_free_ports(agreed.own_address.ip, assignment.pairs_per_host, agreed.name)
     is_trainer_0 = assignment.role == "trainer" and assignment.trainer_rank == 0
-    store = _open_store(place, timeout) if is_trainer_0 else None
+    store = _open_store(agreed, timeout) if is_trainer_0 else None
     ports = world.gather_all("ports", (assignment.host, port, store.port if store else 0))
     store_port = max(store_port for _, _, store_port in ports)
     if assignment.role == "trainer" and store is None:
-        store = _join_store(place, store_port, timeout)
-    by_host = [0] * len(place.hosts)
+        store = _join_store(agreed, store_port, timeout)
+    by_host = [0] * len(agreed.hosts)
     for host, first_port, _ in ports:
         by_host[host] = max(by_host[host], first_port)
     return by_host, store
 
 
-def _open_store(place: Place, timeout: float) -> "TCPStore":
+def _open_store(agreed: Agreement, timeout: float) -> "TCPStore":
     """Open the trainers' rendezvous on a port that the system picks. On trainer 0."""
     from torch.distributed import TCPStore
 
     return TCPStore(
-        place.own_address.ip,
+        agreed.own_address.ip,
         0,
-        place.assignment.num_trainers,
+        agreed.assignment.num_trainers,
         is_master=True,
         timeout=timedelta(seconds=timeout),
         wait_for_workers=False,
     )
 
 
-def _join_store(place: Place, port: int, timeout: float) -> "TCPStore":
+def _join_store(agreed: Agreement, port: int, timeout: float) -> "TCPStore":
     from torch.distributed import TCPStore
 
     return TCPStore(
-        place.addresses[0].ip,
+        agreed.addresses[0].ip,
         port,
-        place.assignment.num_trainers,
+        agreed.assignment.num_trainers,
         is_master=False,
         timeout=timedelta(seconds=timeout),
     )
 
 
 def _prepare_run_directory(
-    world: World, config: TrainConfig, place: Place, ports: list[int]
+    world: World, config: TrainConfig, agreed: Agreement, ports: list[int]
 ) -> IO[str] | None:
     """Make the run directory this job's, and write the list of servers for people. On rank 0.
 
@@ -231,13 +231,13 @@ def _prepare_run_directory(
     if world.rank != 0:
         return None
     owner = own_directory(
-        config.run_dir, f"job {job_name()} on {', '.join(place.hosts)}", "--run-dir"
+        config.run_dir, f"job {job_name()} on {', '.join(agreed.hosts)}", "--run-dir"
     )
     with explain_write_errors(config.run_dir, "--run-dir"):
         (config.run_dir / "logs").mkdir(exist_ok=True)
-        _marker(config, place).touch()
+        _probe_file(config, agreed).touch()
         with atomic_file(config.run_dir / "ip_config.txt", "w") as stream:
-            for address, port in zip(place.addresses, ports, strict=True):
+            for address, port in zip(agreed.addresses, ports, strict=True):
                 stream.write(f"{address.ip} {port}\n")
     return owner
 
@@ -251,17 +251,20 @@ def _failure_note(world: World, config: TrainConfig) -> str:
     return note
 
 
-def _marker(config: TrainConfig, place: Place) -> Path:
-    """A file whose name was never there before, so that no host can remember it otherwise."""
-    return config.run_dir / "logs" / f".{place.name}"
+def _probe_file(config: TrainConfig, agreed: Agreement) -> Path:
+    """Shows whether a host sees the run directory.
+
+    No file ever had its name before, so that no host remembers it as missing.
+    """
+    return config.run_dir / "logs" / f".{agreed.name}"
 
 
-def _check_shared(config: TrainConfig, place: Place) -> None:
+def _check_shared(config: TrainConfig, agreed: Agreement) -> None:
     """See that the run directory of this host is the one that rank 0 has prepared."""
-    if not _marker(config, place).exists():
+    if not _probe_file(config, agreed).exists():
         raise UserError(
             f"the --run-dir that this job has made, {config.run_dir}, is not visible on "
-            f"{place.hosts[place.assignment.host]}; choose one on a file system that all hosts "
+            f"{agreed.hosts[agreed.assignment.host]}; choose one on a file system that all hosts "
             "share"
         )
 

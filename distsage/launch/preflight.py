@@ -1,7 +1,7 @@
 """What a host can be asked before training starts; each failure is one sentence with a remedy.
 
 Runs on every rank, or on the first rank of every host. The functions here look at one host only;
-`distsage.launch.place` runs them in stages and lets all ranks know of a failure.
+`distsage.launch.agreement` calls them step by step, and lets all ranks know of a failure.
 """
 
 import contextlib

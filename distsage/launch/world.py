@@ -140,10 +140,10 @@ class World:
         assert received is not None
         return received
 
-    def agree(self, stage: str, action: Callable[[], T]) -> T:
+    def agree(self, step: str, action: Callable[[], T]) -> T:
         """Run `action` on every rank; if any user error comes of it, end the job with it.
 
-        Rank 0 prints one sentence with the stage, and the hosts where not all have the error, and
+        Rank 0 prints one sentence with the step, and the hosts where not all have the error, and
         every rank leaves with status 2. Collective; blocks as `gather_all` does.
 
         Raises:
@@ -155,7 +155,7 @@ class World:
             result = action()
         except UserError as caught:
             error = str(caught)
-        errors = self.gather_all(stage, error)
+        errors = self.gather_all(step, error)
         sentence = next((e for e in errors if e is not None), None)
         if sentence is not None:
             hosts = dict.fromkeys(
@@ -163,7 +163,7 @@ class World:
             )
             if None in errors and not any(host in sentence for host in hosts):
                 sentence = f"{', '.join(hosts)}: {sentence}"
-            self.leave(f"preflight, {stage}: {sentence}")
+            self.leave(f"preflight, {step}: {sentence}")
         return result  # type: ignore[return-value]
 
     def leave(self, sentence: str) -> NoReturn:

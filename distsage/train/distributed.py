@@ -23,8 +23,9 @@ def _be_a_rank(read_config: Callable[[], TrainConfig], watched: Watched) -> None
     # Imports come after the fork, because MPI comes up with its own; and those of torch and numba
     # after the job has agreed on threads and on the level of kernels.
     from distsage.launch import job as bring_up
+    from distsage.launch.agreement import join_mpi
 
-    job = bring_up.start(read_config, watched)
+    job = bring_up.start(*join_mpi(read_config, watched), watched)
     if job.assignment.role == "server":
         from distsage.train import server_rank
 

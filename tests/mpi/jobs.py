@@ -13,10 +13,10 @@ from typing import Any
 
 import distsage as package
 from distsage.launch.preflight import held_segments
+from distsage.limits import SHARED_MEMORY
 from tools.mpirun import launcher
 
 MARKER = "DISTSAGE_TEST_JOB"
-SHARED_MEMORY = Path("/dev/shm")
 REPOSITORY = Path(package.__file__).parents[1]
 # Where `make mpis` installs those that are not in the environment.
 MPIS = {

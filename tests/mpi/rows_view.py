@@ -17,8 +17,10 @@ from distsage.launch.watch.watcher import run_watched
 
 def be_a_rank(watched: Watched) -> None:
     from distsage.launch import job as bring_up
+    from distsage.launch.agreement import join_mpi
 
-    job = bring_up.start(lambda: parse(TrainConfig, "train", sys.argv[1:]), watched)
+    joined = join_mpi(lambda: parse(TrainConfig, "train", sys.argv[1:]), watched)
+    job = bring_up.start(*joined, watched)
     if job.assignment.role == "server":
         from distsage.launch.dgl.server import serve
 

@@ -10,7 +10,8 @@ import torch
 from distsage.config import TrainConfig
 from distsage.errors import UserError
 from distsage.features.cache import fill_cache, ranking_note
-from distsage.launch.preflight import SHARED_MEMORY, sweep_leftovers
+from distsage.launch.preflight import sweep_leftovers
+from distsage.limits import SHARED_MEMORY
 from distsage.partition.parts import Parts
 from distsage.partition.run import partition
 from tests.unit.partition_graphs import ring

@@ -13,6 +13,7 @@ from distsage.config import PreflightConfig
 from distsage.errors import UserError
 from distsage.launch import preflight
 from distsage.launch.stage import stage_part, staged_path, sweep_staged
+from distsage.limits import SHARED_MEMORY
 from distsage.partition.parts import Parts
 from distsage.partition.run import partition
 from tests.unit.partition_graphs import ring
@@ -117,7 +118,7 @@ def test_nodes_that_cannot_be_numbered(parts):
 def test_leftovers_are_swept_and_live_segments_are_not():
     prefix = f"distsage.{os.getuid()}.test.{os.getpid()}"
     names = ("dead", "mapped", "opened")
-    dead, mapped, opened = (preflight.SHARED_MEMORY / f"{prefix}.{name}" for name in names)
+    dead, mapped, opened = (SHARED_MEMORY / f"{prefix}.{name}" for name in names)
     for path in (dead, mapped, opened):
         path.write_bytes(b"x" * mmap.PAGESIZE)
     try:
@@ -141,7 +142,7 @@ def test_leftovers_are_swept_and_live_segments_are_not():
 def test_only_own_segments_of_mpich_lose_their_names():
     """They stay mapped, and vanish with the process; MPICH removes them only at a good end."""
     name = f"{preflight.MPICH_SEGMENT}test-{os.getpid()}"
-    own, other = (preflight.SHARED_MEMORY / f"{name}.{whose}" for whose in ("own", "other"))
+    own, other = (SHARED_MEMORY / f"{name}.{whose}" for whose in ("own", "other"))
     for path in (own, other):
         path.write_bytes(b"x" * mmap.PAGESIZE)
     try:

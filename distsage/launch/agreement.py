@@ -1,9 +1,9 @@
 """Agree on who runs where, before anything is started. Runs on every rank of an MPI job.
 
-The stages of the preflight, in the same order everywhere: rank 0 reads the configuration, MPI
-carries it to the others, every rank learns its role and address, and what
-`distsage.launch.preflight` asks of one host is asked of all. Every stage ends well on all ranks, or
-the job ends with one sentence.
+The steps of the preflight, in the same order on all ranks: rank 0 reads the configuration, MPI
+carries it to the others, every rank learns its role and address, and each host is asked what
+`distsage.launch.preflight` has to ask. A step ends well on all ranks, or the job ends with one
+sentence.
 """
 
 import os
@@ -32,7 +32,7 @@ Config = TypeVar("Config", bound=JobOptions)
 
 
 @dataclass(frozen=True)
-class Place(Generic[Config]):
+class Agreement(Generic[Config]):
     """What the ranks have agreed on: who runs where, on which addresses, with which parts.
 
     Attributes:
@@ -88,30 +88,46 @@ class _RankFacts:
     level: Level
 
 
-def check(read_config: Callable[[], PreflightConfig], watched: Watched) -> None:
+def check(world: World, config: PreflightConfig, watched: Watched) -> None:
     """`distsage preflight`: agree on everything that training needs, and say so. Collective."""
-    world = join_mpi(watched)
     started = time.monotonic()
-    place = agree_on_place(world, read_config, watched)
+    agreed = reach_agreement(world, config, watched)
     if world.rank == 0:
         print(
-            f"preflight: {place.parts.manifest.graph_name} on {len(place.hosts)} hosts "
-            f"({', '.join(place.hosts)}), {place.assignment.pairs_per_host} pairs each, over "
-            f"{place.own_address.interface}: ready to train "
+            f"preflight: {agreed.parts.manifest.graph_name} on {len(agreed.hosts)} hosts "
+            f"({', '.join(agreed.hosts)}), {agreed.assignment.pairs_per_host} pairs each, over "
+            f"{agreed.own_address.interface}: ready to train "
             f"(checked in {time.monotonic() - started:.1f} s)",
             flush=True,
         )
 
 
-def join_mpi(watched: Watched) -> World:
-    """All ranks of the job; the default start-up timeout bounds what they do together at first."""
+def join_mpi(read_config: Callable[[], Config], watched: Watched) -> tuple[World, Config]:
+    """Join the other ranks, and learn the configuration. Collective over all ranks; blocks.
+
+    The default start-up timeout bounds this. Afterwards the configuration's own bounds what the
+    ranks do together, and the watcher has it, too.
+
+    Args:
+        read_config: reads the configuration; called on rank 0 only.
+        watched: notes progress.
+
+    Raises:
+        SystemExit: the user got something wrong; rank 0 has said what, and the status is 2.
+        TimeoutError: a rank did not answer in time; the message names it.
+    """
     watched.mark("joining MPI")
     from mpi4py import MPI
 
-    return World(MPI.COMM_WORLD, JobOptions.startup_timeout, watched.mark)
+    world = World(MPI.COMM_WORLD, JobOptions.startup_timeout, watched.mark)
+    config = _read_on_rank_0(world, read_config)
+    world.timeout = config.startup_timeout
+    watched.allow_startup(config.startup_timeout)
+    return world, config
 
 
 def _read_on_rank_0(world: World, read_config: Callable[[], Config]) -> Config:
+    """Have rank 0 read the configuration, and give it to all. Ends the job if that fails."""
     outcome: Any = None
     if world.rank == 0:
         try:
@@ -135,26 +151,20 @@ def _read_on_rank_0(world: World, read_config: Callable[[], Config]) -> Config:
     return config
 
 
-def agree_on_place(
-    world: World, read_config: Callable[[], Config], watched: Watched
-) -> Place[Config]:
-    """Agree on configuration, hosts, roles, addresses and parts. Collective over all ranks.
+def reach_agreement(world: World, config: Config, watched: Watched) -> Agreement[Config]:
+    """Agree on hosts, roles, addresses and parts. Collective over all ranks.
 
-    Once the configuration is known, its start-up timeout bounds every stage, unless that gets on:
-    it is the world's timeout, and the watcher's.
+    Blocks for the start-up timeout at most in each step, unless a rank gets on with the step.
 
     Args:
         world: of the job.
-        read_config: reads the configuration; called on rank 0 only.
+        config: the same on every rank.
         watched: notes progress.
 
     Raises:
         SystemExit: the user got something wrong; rank 0 has said what, and the status is 2.
         TimeoutError: a rank did not answer in time; the message names it.
     """
-    config = _read_on_rank_0(world, read_config)
-    world.timeout = config.startup_timeout
-    watched.allow_startup(config.startup_timeout)
     watched.mark("preflight")
     own_level = world.agree("kernels", level.chosen)
     facts = world.gather_all(
@@ -236,7 +246,7 @@ def agree_on_place(
             else None
         ),
     )
-    return Place(
+    return Agreement(
         config=config,
         name=name,
         assignment=assignment,
