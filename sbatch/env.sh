@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# Sourced by the batch scripts: the environment of a job. Of every setting the environment wins and
-# the default below fills, so `export` it, give it to sbatch --export, or edit it here.
+# Sourced by the batch scripts: the environment of a job. A setting is taken from the environment,
+# and its default where the environment has none: export it, give it to sbatch --export, or set it
+# in this file.
 #
 #   DISTSAGE_MODULES        modules to load, such as "python/3.11 openmpi/4.1" (default: none)
 #   DISTSAGE_VENV           virtual environment (default: .venv of the checkout, when it is there)
@@ -40,8 +41,8 @@ python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null ||
   die "no Python 3.11 on $(hostname): make one with 'make install' in $root, or name a virtual" \
     "environment in DISTSAGE_VENV, or modules in DISTSAGE_MODULES"
 
-# share_cpus N: pin the threads of N trainers on a host to the CPUs that Slurm gave the job. Servers
-# are idle most of the time and get none of their own.
+# share_cpus N: give each of N trainers on a host as many threads as its share of the CPUs that Slurm
+# gave the job. Servers are idle most of the time; no CPUs are set aside for them.
 share_cpus() {
   local cpus given share
   cpus=$(nproc)
@@ -50,6 +51,6 @@ share_cpus() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}
 }
 
-# Where all hosts can leave a note for this script.
+# A directory where the ranks, on any host, can leave a note for the batch script.
 DISTSAGE_LOGS=${DISTSAGE_LOGS:-${SLURM_SUBMIT_DIR:-$PWD}/logs}
 mkdir -p "$DISTSAGE_LOGS" || die "cannot write to $DISTSAGE_LOGS; set DISTSAGE_LOGS"

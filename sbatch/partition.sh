@@ -13,7 +13,9 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
-# Slurm runs a copy of this script; sbatch/train.sh says where the checkout is looked for.
+# Every batch script begins with these lines: Slurm runs a copy of it, and what the scripts share is
+# in the checkout. That is DISTSAGE_ROOT, or beside the script, or where sbatch was called, or where
+# Slurm says that the original lies.
 original=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null |
   sed -n 's/^ *Command=\([^ ]*\).*/\1/p') || true
 for root in "${DISTSAGE_ROOT:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" "${original%/*}/.."; do

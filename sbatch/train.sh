@@ -13,8 +13,9 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
-# Slurm runs a copy of this script: the checkout is DISTSAGE_ROOT, or beside the script, or where
-# sbatch was called, or where Slurm says that the original lies.
+# Every batch script begins with these lines: Slurm runs a copy of it, and what the scripts share is
+# in the checkout. That is DISTSAGE_ROOT, or beside the script, or where sbatch was called, or where
+# Slurm says that the original lies.
 original=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null |
   sed -n 's/^ *Command=\([^ ]*\).*/\1/p') || true
 for root in "${DISTSAGE_ROOT:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" "${original%/*}/.."; do
@@ -58,8 +59,9 @@ case $version in
   "HYDRA build details"*) version="MPICH ${version##* }" ;;
   *) version=${version%%$'\n'*} ;;
 esac
-# mpi4py would take the virtual environment's library, where there is one. The library is beside
-# mpirun or where the system finds it; Intel's finds its own libraries only by a whole path.
+# Tell mpi4py which library it is; by itself it takes that of the virtual environment, where there
+# is one. Of a library beside mpirun it gets the whole path, without which Intel's does not find its
+# own libraries, and of any other the name, which the system looks up.
 if [[ $DISTSAGE_MPI == site ]]; then
   beside=${mpirun%/bin/*}/lib/$library
   [[ $mpirun == */bin/* && -e $beside ]] && library=$beside
@@ -82,13 +84,13 @@ case $launcher in
     launch=(srun "--mpi=${SLURM_MPI_TYPE:-pmix}" --kill-on-bad-exit=1 "--nodes=$hosts"
       "--ntasks=$ranks" "--ntasks-per-node=$ranks_per_host" --distribution=block --overcommit
       --cpu-bind=none)
-    # Intel MPI does not find out by itself.
+    # Intel MPI has to be told that it is started by way of PMI-2.
     [[ ${SLURM_MPI_TYPE:-} == pmi2 ]] && export I_MPI_PMI=${I_MPI_PMI:-pmi2}
     ;;
   *) die "DISTSAGE_LAUNCHER is $launcher; it is mpirun or srun" ;;
 esac
-# MPI starts the ranks and carries a few small messages between them. TCP, which DGL needs anyway,
-# will do, and leaves no segments in /dev/shm when a rank is killed.
+# MPI starts the ranks and carries a few small messages between them. TCP is fast enough for those,
+# DGL needs it anyway, and it leaves no segments in /dev/shm when a rank is killed.
 export OMPI_MCA_pml=${OMPI_MCA_pml:-ob1} OMPI_MCA_btl=${OMPI_MCA_btl:-self,tcp}
 if ((EUID == 0)); then
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -105,8 +107,8 @@ if [[ -n ${DISTSAGE_INTERFACE:-} ]]; then
   options=(--interface "$DISTSAGE_INTERFACE")
 fi
 
-# The first rank that fails leaves a line here, which is printed last. A launcher that lingers after
-# it, because it waits for a host that is lost, is ended.
+# The first rank that fails leaves a line in this note, and the line is printed last. A launcher may
+# then linger, because it waits for a host that is lost; it is ended.
 export DISTSAGE_FAILURE_NOTE=$DISTSAGE_LOGS/failure-${SLURM_JOB_ID:?}
 rm -f "$DISTSAGE_FAILURE_NOTE"{,.running}
 end_lingering() {
@@ -137,7 +139,7 @@ kill "$watcher" 2>/dev/null || true
 stat --cached=never "$DISTSAGE_LOGS" >/dev/null || true
 cause=$(cat "$DISTSAGE_FAILURE_NOTE" 2>/dev/null) || true
 if [[ $cause == *": ended by SIGTERM" ]] && ((status > 128 && status != 143)); then
-  cause= # by the launcher's end, which is the cause
+  cause= # not the ranks' end: their launcher ended first, and ended them
 fi
 lost= # ranks that came up, did not end well and left no word
 if [[ -e $DISTSAGE_FAILURE_NOTE.running && ! -e $DISTSAGE_FAILURE_NOTE ]]; then lost=yes; fi
@@ -145,7 +147,7 @@ if [[ $lost || -e $DISTSAGE_FAILURE_NOTE ]] && ((status == 0)); then
   status=1 # some launchers end with status 0 although they have lost ranks
 fi
 if [[ $cause == "a mistake in what was given; rank 0 has said which" ]]; then
-  cause='' status=2 # Intel MPI may end with 255 then
+  cause='' status=2 # Intel MPI's launcher may end with 255 then
 fi
 rm -f "$DISTSAGE_FAILURE_NOTE"{,.running}
 if [[ -n $ended_by ]]; then

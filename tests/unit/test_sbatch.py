@@ -58,6 +58,15 @@ def test_what_the_scripts_ask_of_slurm() -> None:
     assert requests == GOLDEN.read_text().splitlines()
 
 
+def test_the_scripts_begin_alike() -> None:
+    """What finds the checkout cannot be shared before it is found: it stands in each, once."""
+    beginnings = set()
+    for name in ("train.sh", "partition.sh", "local.sh"):
+        script = (SBATCH / name).read_text()
+        beginnings.add(script[script.index("set -euo") : script.index('source "$root')])
+    assert len(beginnings) == 1
+
+
 class Site:
     """A cluster of fake commands: scripts run under it, and what they call is recorded."""
 
