@@ -44,8 +44,8 @@ class Agreement(Generic[Config]):
         addresses: one per host.
         watchers: (ip, port) of every rank's watcher.
         is_first: whether this is its host's first rank, which acts for the host.
-        trainer_on_machine: number of this rank's pair among those of its machine, which are more
-            than its host's where one machine acts as several hosts.
+        trainer_on_machine: number of this rank's pair among those of its machine. A machine that
+            acts as several hosts has more pairs than each of them.
         parts: the parts to work on.
     """
 
@@ -62,7 +62,7 @@ class Agreement(Generic[Config]):
 
     @property
     def own_address(self) -> host_lists.Address:
-        """Of this rank's host."""
+        """The address of this rank's host."""
         return self.addresses[self.assignment.host]
 
 
@@ -184,7 +184,7 @@ def reach_agreement(world: World, config: Config, watched: Watched) -> Agreement
     world.host_of = [fact.system_name for fact in facts]
     machines = world.agree("hosts", lambda: _machines(config, facts))
     world.host_of = machines
-    nodelist = facts[0].nodelist  # a launcher need not carry it to every rank
+    nodelist = facts[0].nodelist  # not every launcher passes it to all ranks
     hosts, rank_hosts = world.agree("hosts", lambda: _layout(config, machines, nodelist))
     everyone = world.agree(
         "pairing", lambda: [assign(rank, rank_hosts, hosts) for rank in range(world.size)]
@@ -231,7 +231,7 @@ def reach_agreement(world: World, config: Config, watched: Watched) -> Agreement
         lambda: preflight.verify_part(parts, assignment.host, world.progress) if is_first else None,
     )
     watched.mark("preflight")
-    # Emulated hosts share one machine, and its first rank acts for all of them.
+    # Where emulated hosts share a machine, its first rank checks for all of them.
     hosted = [host for host, first in enumerate(firsts) if machines[first] == machines[world.rank]]
     acts_for_machine = firsts[hosted[0]] == world.rank
     if acts_for_machine:

@@ -14,7 +14,7 @@ class TrainersGPU:
     Attributes:
         machine: the trainer's, by name.
         index: of the GPU among those that the trainer sees.
-        uuid: names the GPU itself: two trainers may each see another one as number 0.
+        uuid: of the GPU itself; number 0 may be another GPU for another trainer.
     """
 
     machine: str

@@ -35,7 +35,7 @@ class Address:
 
     @property
     def link(self) -> str:
-        """What addresses that reach each other have in common: network, or interface if routed."""
+        """The network, or the interface if routed: equal where addresses may reach each other."""
         return self.interface if self.is_routed else self.network
 
 
@@ -94,10 +94,10 @@ def name_hosts(
 ) -> list[str]:
     """The name of every rank's host as Slurm lists it, else as the host calls itself.
 
-    SLURMD_NODENAME tells, unless the launcher has copied it from the batch host to every rank, as
-    Intel MPI's does: it is believed only when all hosts of the list occur, each on one machine.
-    Otherwise a host is found in the list by its own name, where a fully qualified name and a short
-    one can mean the same.
+    Slurm sets SLURMD_NODENAME on each host, but Intel MPI's launcher copies that of the batch host
+    to every rank. So it is taken only when all hosts of the list occur, each on one machine.
+    Otherwise a host is looked up in the list by what it calls itself; a fully qualified name and a
+    short one can mean the same host.
 
     Args:
         system_names: what the host of every rank calls itself.
@@ -122,7 +122,7 @@ def _listed_name(name: str, listed: Sequence[str]) -> str | None:
         return name
     short = name.partition(".")[0]
     same = [one for one in listed if short in (one, one.partition(".")[0])]
-    # Of two fully qualified names, different ones mean different hosts.
+    # Two fully qualified names that differ mean different hosts.
     same = [one for one in same if "." not in one or "." not in name]
     return same[0] if len(same) == 1 else None
 
@@ -142,7 +142,7 @@ def order_hosts(rank_hosts: Sequence[str], nodelist: str | None) -> list[str]:
         return present
     listed = expand_nodelist(nodelist)
     if len(present) == len(listed) and not set(present) & set(listed):
-        return present  # Slurm has names of its own for them: only the numbers can be compared
+        return present  # Slurm calls them otherwise, so only their number can be compared
     strangers = [name for name in present if name not in listed]
     if strangers:
         raise UserError(
@@ -167,8 +167,9 @@ def choose_addresses(
         hosts: names, in the order of the parts.
         addresses: what each host has.
         wanted: an interface name or a network in CIDR notation; None takes the fastest network on
-            which every host has an address of its own. Where none is, addresses without a network
-            (/32) on interfaces of one name will do: whether they are joined, `check_reach` tells.
+            which every host has an address of its own. Where there is none, it takes addresses
+            without a network (/32) on interfaces of one name; `check_reach` tells later whether
+            they reach each other.
 
     Raises:
         UserError: a host has no address on the wanted interface, or no network joins all hosts.

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from distsage.launch.dgl.messages import DGLJob
 
 
-# What the trainers wait for each other at most. A healthy one may be at work on its share for hours
-# while the others wait; the watchers, which see whether anybody gets on, end a job that does not.
+# The longest that trainers wait for each other. One may work on its share for hours while the
+# others wait. The watchers see whether any rank gets on, and end a job where none does.
 _LONGEST_WAIT = timedelta(days=7)
 
 
@@ -52,11 +52,11 @@ class Job:
         addresses: one per host.
         port: of this host's main server; its backups follow.
         parts: the parts to train on, this host's copy if they are staged.
-        staged: directory of that copy, on the host's first rank's pair only.
+        staged: directory of that copy; None if the parts are not staged.
         dgl: what DGL has to know.
         store: torch.distributed's rendezvous; trainers only.
         device: what this rank's model computes on: "cpu", or a GPU such as "cuda:1".
-        owner: the lock of the run directory, which this process holds until it ends; on rank 0.
+        owner: the lock of the run directory, which rank 0 holds until it ends; None elsewhere.
     """
 
     config: TrainConfig
@@ -162,6 +162,7 @@ def _agree_on_device(world: World, agreed: Agreement) -> str:
 
 
 def _stage(agreed: Agreement, target: Path, progress: Callable[[str], None]) -> None:
+    """Copy this host's part to its own disk, if this is the host's first rank."""
     if agreed.is_first:
         stage_part(agreed.parts, agreed.assignment.host, target, progress)
 
@@ -209,6 +210,7 @@ def _open_store(agreed: Agreement, timeout: float) -> "TCPStore":
 
 
 def _join_store(agreed: Agreement, port: int, timeout: float) -> "TCPStore":
+    """Connect to the rendezvous that trainer 0 has opened. On the other trainers."""
     from torch.distributed import TCPStore
 
     return TCPStore(
@@ -260,7 +262,11 @@ def _probe_file(config: TrainConfig, agreed: Agreement) -> Path:
 
 
 def _check_shared(config: TrainConfig, agreed: Agreement) -> None:
-    """See that the run directory of this host is the one that rank 0 has prepared."""
+    """See that this host sees the run directory that rank 0 has prepared.
+
+    Raises:
+        UserError: it does not.
+    """
     if not _probe_file(config, agreed).exists():
         raise UserError(
             f"the --run-dir that this job has made, {config.run_dir}, is not visible on "
@@ -290,7 +296,8 @@ def connect(job: Job, watched: Watched) -> "GraphStore":
     import torch.distributed
 
     os.environ["GLOO_SOCKET_IFNAME"] = own.interface
-    os.environ["NCCL_SOCKET_IFNAME"] = f"={own.interface}"  # this very one, not all that begin so
+    # With "=", NCCL takes this interface alone, not all whose names begin like it.
+    os.environ["NCCL_SOCKET_IFNAME"] = f"={own.interface}"
     torch.distributed.init_process_group(
         "gloo" if job.device == "cpu" else "cpu:gloo,cuda:nccl",
         store=store,

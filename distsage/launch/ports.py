@@ -22,8 +22,8 @@ def is_free(ip: str, port: int) -> bool:
 def find_free_ports(ip: str, count: int, job: str) -> int:
     """Find `count` neighbouring free ports and return the first.
 
-    The search starts at a place drawn from the job's name, so that jobs which start on one host at
-    the same moment look in different places.
+    The ports are tried in an order drawn from the job's name, so that jobs that start on one host
+    at the same moment try different ones first.
 
     Raises:
         OSError: no such run of ports is free.

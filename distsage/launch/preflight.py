@@ -119,7 +119,7 @@ def shared_memory_need(parts: Parts, part: int, config: JobOptions) -> int:
     """Bytes of shared memory that a host takes: its part's graph and node data, and its cache."""
     manifest, summary = parts.manifest, parts.manifest.parts[part]
     row_bytes = manifest.num_features * _FEATURE_BYTES[config.feat_dtype]
-    # Of the files only the owner of each local node, an int64, stays in the server's own memory.
+    # All of the graph's file goes to shared memory but the owner of each local node, an int64.
     graph = _graph_bytes(parts, part) - 8 * (summary.num_nodes + summary.halo_nodes)
     others = manifest.files[f"part{part}/node_feat.dgl"].bytes - _stored_features(parts, part)
     kept = summary.num_nodes + _cached_rows(parts, part, config)
@@ -130,7 +130,7 @@ def memory_need(parts: Parts, part: int, config: JobOptions, ranks: int) -> int:
     """Bytes that a host's ranks take from now on until they train, shared memory included."""
     stored = _stored_features(parts, part)
     cast = 0 if config.feat_dtype == "float32" else stored // 2
-    # A server reads its graph, copies it to shared memory and forgets it; then the features.
+    # A server reads its graph, copies it to shared memory and frees it; then the features.
     loading = max(_graph_bytes(parts, part), stored + cast)
     return shared_memory_need(parts, part, config) + loading + ranks * _RANK_BYTES
 
@@ -209,12 +209,12 @@ def check_memory(parts: Parts, hosted: Sequence[int], config: JobOptions, ranks:
 def sweep_leftovers() -> list[str]:
     """Remove shared-memory segments that earlier jobs of this user left; return their names.
 
-    A segment counts as left when no process of this host holds it, open or mapped. Whoever makes
-    one (DGL, MPI, `distsage.features.cache`) has it open from the first moment until it is mapped:
-    a job that is just starting loses none.
+    A segment counts as left when no process of this host has it open or mapped. DGL, MPI and
+    `distsage.features.cache` keep a segment that they make open until they have mapped it, so a job
+    that is just starting loses none.
     """
     ours = (f"distsage.{os.getuid()}.", "sm_segment.", "vader_segment.", MPICH_SEGMENT)
-    # Before the processes are looked at: what is made meanwhile is not among them.
+    # Listed before the processes are looked at: a segment that is made meanwhile is not in it.
     candidates = [
         path
         for path in SHARED_MEMORY.iterdir()
@@ -247,12 +247,16 @@ def release_mpich_segments() -> None:
 
 
 def held_segments(processes: str = "[0-9]*") -> set[str]:
-    """Names below /dev/shm that some of the processes, a pattern in /proc, have open or mapped."""
+    """Names of the shared-memory segments that processes have open or mapped.
+
+    Args:
+        processes: a pattern of names in /proc; all processes by default.
+    """
     names = set()
     for process in Path("/proc").glob(processes):
         held = []
         with contextlib.suppress(OSError):  # ended meanwhile, or another user's
-            # In this order: a segment is mapped before it is closed.
+            # Open files come first: a segment is mapped before it is closed, so it is not missed.
             for descriptor in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):  # closed meanwhile
                     held.append(os.readlink(descriptor))
@@ -299,7 +303,7 @@ def verify_part(
         if known.get(name) != stamp:
             parts.verify_file(name, partial(progress, f"checking {name}"))
     if any(known.get(name) != stamp for name, stamp in stamps.items()):
-        # A home directory that cannot be written costs time at the next run, nothing else.
+        # If the home directory cannot be written, the next run reads the files again.
         with contextlib.suppress(OSError):
             known_file.parent.mkdir(parents=True, exist_ok=True)
             write_json(known_file, known | stamps)

@@ -15,7 +15,7 @@ Role = Literal["server", "trainer"]
 
 @dataclass(frozen=True)
 class Assignment:
-    """The place of one rank in the job.
+    """Who one rank is: its role, its host and its pair.
 
     Attributes:
         rank: in MPI's world of `size` ranks.

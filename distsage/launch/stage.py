@@ -1,9 +1,9 @@
 """Copies of a part on a host's own disk. Runs on the first rank of every host.
 
 A staged directory holds one part, the topology and the JSON files, which is all that a host reads.
-It is removed as soon as every rank of the host has opened what it needs: open and mapped files
-stay readable without a name, and vanish with the job, whatever ends it. A job that dies before
-that leaves a directory whose lock nobody holds; the next job sweeps it.
+It is removed as soon as every rank of the host has opened what it needs: files that are open or
+mapped stay readable without a name, and vanish with the job, whatever ends it. A job that dies
+earlier leaves a directory whose lock no process holds; the next job removes it.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def stage_part(
             f"topology need {human_bytes(need)}; name another directory, or leave --stage out"
         )
     try:
-        # Held until this process ends: tells sweepers that the job is alive.
+        # Held until this process ends, so that `sweep_staged` of another job leaves the copy alone.
         lock = os.open(target / _LOCK, os.O_CREAT | os.O_RDWR)
         fcntl.flock(lock, fcntl.LOCK_EX)
         for name in (MANIFEST, *names):

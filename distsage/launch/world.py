@@ -13,7 +13,8 @@ from distsage.launch.watch.progress import State
 
 T = TypeVar("T")
 
-# A waiting rank leaves the processor to those it waits for; the wait ends at most this much late.
+# A rank that waits sleeps between two looks, to leave the processor to others. It learns of an
+# answer at most this much late.
 POLL_SECONDS = 0.005
 # Ranks that wait hear of progress at most this often.
 PROGRESS_SECONDS = 1.0
@@ -23,8 +24,8 @@ _VALUE, _PROGRESS = 1, 2  # tags
 class World:
     """The job's ranks, with a deadline on every wait.
 
-    What takes long on large data, such as reading a part, tells of its `progress`: those that wait
-    for it hear so, and their deadlines begin again.
+    A step that takes long on large data, such as reading a part, reports `progress`. The ranks that
+    wait for it hear of it, and their deadlines begin again.
 
     Attributes:
         rank: of this process.
@@ -51,10 +52,13 @@ class World:
         return f"rank {rank} on {self.host_of[rank]}" if self.host_of else f"rank {rank}"
 
     def progress(self, doing: str) -> None:
-        """Tell the others, who wait for what this rank is `doing`, that it gets on. Does not block.
+        """Tell the ranks that wait for this one that it gets on. Does not block.
 
-        Not collective: any rank may call it, as often as it likes, before it takes part in the
+        Not collective: a rank may call it as often as it likes, before it takes part in the
         collective that the others wait in.
+
+        Args:
+            doing: what this rank is at, for messages.
         """
         self._mark(doing, State.WORKING)
         self._tell()
@@ -69,7 +73,7 @@ class World:
         self._sent += [self.comm.isend(None, dest=rank, tag=_PROGRESS) for rank in listeners]
 
     def _hear(self, what: str) -> None:
-        """Somebody gets on."""
+        """Start the deadline again, because another rank gets on."""
         self._deadline = time.monotonic() + self.timeout
         self._mark(f"waiting for others: {what}", State.WAITING)
         if self.rank == 0:
@@ -122,7 +126,7 @@ class World:
                 if status.Get_tag() == _VALUE:
                     return answer
                 self._hear(what)
-            # Rank 0 may use up the whole bound before it answers, and names who is missing.
+            # Rank 0 waits for the whole timeout before it names who is missing; so wait longer.
             elif time.monotonic() > self._deadline + 5:
                 raise TimeoutError(f"{what}: no answer from {self.label(0)}")
             else:
@@ -182,9 +186,10 @@ class World:
         Raises:
             SystemExit: always.
         """
-        # Launchers tell the other ranks to end as soon as the first has left; all leave alike.
+        # Launchers send the others SIGTERM as soon as the first rank has left. All have to leave
+        # with `status`.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        # Finalised before the exit status is known to mpi4py's runner, which would abort the job
-        # with a page of Open MPI's own words.
+        # mpi4py's runner would abort the job because of the status, with a page of Open MPI's own
+        # words. It does not where MPI is finalised already.
         MPI.Finalize()
         raise SystemExit(status)

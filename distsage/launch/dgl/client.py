@@ -19,9 +19,9 @@ from distsage.launch.dgl.patches import install, unlink_segments
 def wait_for_listener(ip: str, port: int) -> None:
     """Wait until some process of this host listens on `ip:port`. Blocks.
 
-    However long its server has to load: the watcher of a server that is stuck, or ends, ends the
-    job. Reads the kernel's table instead of connecting: DGL's server would count the probe as a
-    client.
+    There is no bound here on how long a server may load; if it is stuck or ends, its watcher ends
+    the job. Reads the kernel's table instead of connecting: DGL's server would count a connection
+    as a client.
     """
     wanted = f"{socket.inet_aton(ip)[::-1].hex().upper()}:{port:04X}"
     while True:
@@ -29,7 +29,7 @@ def wait_for_listener(ip: str, port: int) -> None:
             fields = line.split()
             if fields[1] == wanted and fields[3] == "0A":
                 return
-        time.sleep(0.1)  # reading the table takes milliseconds, which the servers could use
+        time.sleep(0.1)  # reading the table takes milliseconds, and the servers need the CPU
 
 
 def _stored(name: str) -> str:
@@ -40,7 +40,7 @@ def _stored(name: str) -> str:
 class GraphStore:
     """Data of all parts, as the trainer sees them. One per trainer.
 
-    Several threads may use it: DGL's client is not made for that, so one waits for the other.
+    Several threads may use it. DGL's client is not made for that, so they take turns.
     """
 
     def __init__(self, job: DGLJob, graph_name: str, offsets: np.ndarray) -> None:

@@ -83,10 +83,10 @@ class SignedPickle:
 
 
 Answer = Callable[..., Sequence[torch.Tensor]]
-"""Called with a question's tensor and arguments in a server; what it gives goes back."""
+"""A server calls it with a question's tensor and arguments, and sends back what it returns."""
 
 answers: dict[str, Answer] = {}
-"""Of this server, by subject."""
+"""What this server answers, by the subject of the question."""
 
 
 class Question(rpc.Request):

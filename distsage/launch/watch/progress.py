@@ -56,8 +56,8 @@ class Watched:
 
     def mark(self, doing: str, state: State = State.WORKING) -> None:
         """Note progress: what the rank does from now on."""
-        # One copy of whole bytes: pack_into would clear the page first, and the watcher could read
-        # that moment as a mark from long ago.
+        # All bytes are copied at once: pack_into would clear the page first, and a watcher that
+        # reads it at that moment would see a mark from long ago.
         self._marks += 1
         what = doing.encode()[:64]
         self._page[: _MARK.size] = _MARK.pack(time.monotonic(), self._marks, state, what)
@@ -75,13 +75,15 @@ class Watched:
         path = Path(ring.log_directory) / f"rank-{ring.rank}.txt"
         with explain_write_errors(path, "--run-dir"):
             log = open(path, "a", buffering=1)  # noqa: SIM115
-        # What libraries print below Python goes to the log; Python's own stderr stays the job's.
+        # What C++ libraries print on file descriptor 2 goes to the log. What Python prints on
+        # sys.stderr still goes to the job's standard error.
         sys.stderr.flush()
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
         os.dup2(log.fileno(), 2)
         logging.basicConfig(stream=log, level=logging.INFO, force=True)
-        logging.raiseExceptions = False  # a log on a full disk is no matter for the job's stderr
-        # What holds when Python has ended, and this process has not: it may wait in MPI_Finalize.
+        logging.raiseExceptions = False  # no tracebacks on stderr when the log's disk is full
+        # faulthandler takes its handler away when Python ends, and the process may then wait in
+        # MPI_Finalize: the signal must not kill it.
         signal.signal(DUMP_SIGNAL, signal.SIG_IGN)
         faulthandler.register(DUMP_SIGNAL, file=log, all_threads=True)
         # From now on a lack of progress counts; the last mark may be from a while ago.

@@ -29,7 +29,7 @@ class Ring:
         rank: of this rank.
         labels: how messages name each rank.
         addresses: (ip, port) of each rank's watcher.
-        token: known to this job's watchers only.
+        token: known to this job's watchers only; tells them from strangers.
         note: the failure note, a path that all hosts see.
         log_directory: where the ranks' logs lie.
         stall_timeout: seconds without a mark of progress until a rank counts as stuck.

@@ -9,14 +9,14 @@ this module's event loop, imports none of them, so nothing that goes wrong in th
 - it is one of a ring: each watcher sends the next one a beat a second. Silence for
   SILENCE_SECONDS means that the host is lost or the watcher stopped.
 
-Who is stuck. A rank that works is, when it makes no mark for `stall_timeout`. A rank that waits for
-others is not to blame while any rank of the ring gets on: every beat carries how many marks each
-rank is known to have made, and a number that grows is progress, whoever made it. Numbers only grow,
-so that news that goes round the ring is not taken for new. A rank that waits is named when nobody
-has got on for `stall_timeout`, and so much longer that the news of the last mark could have come
-round and a rank that is stuck at work has been named before: so ends a job whose ranks all wait for
-each other. Every wait of a rank that has joined the ring is therefore bounded here, and needs no
-bound of its own that would have to guess how long the others may work.
+Who is stuck. A rank that works is stuck when it makes no mark for `stall_timeout`. A rank that
+waits for others is not, as long as any rank of the ring gets on. Every beat carries how many marks
+each rank is known to have made; a number that has grown shows that its rank gets on, and one that
+comes round the ring a second time shows nothing. When no rank has got on for `stall_timeout`, a
+rank that waits is named, because all may be waiting for each other. That happens somewhat later
+than `stall_timeout`: the news of the last mark may still be on its way round, and a rank that is
+stuck at work has to be named before. So every wait of a rank in the ring is bounded here. It needs
+no bound of its own, which would have to guess how long the others may work.
 
 The first watcher with something to report claims the job's failure note, prints its one line, and
 ends; the ring then falls like dominoes, each watcher taking its rank with it. Runs on every rank.
@@ -61,7 +61,15 @@ from distsage.launch.watch.ring import (
 
 @dataclass(frozen=True)
 class _Verdict:
-    """Why the job ends: after `due`, rank `rank` (None: not known yet), what happened to it."""
+    """Why the job ends.
+
+    Attributes:
+        due: when this watcher says so, unless another has said why before (`time.monotonic`).
+        rank: that it happened to; None before this watcher knows which its own is.
+        cause: what happened to the rank, for the one line.
+        trace: goes before the line.
+        status: exit status of this watcher's rank.
+    """
 
     due: float
     rank: int | None
@@ -181,7 +189,7 @@ class _Watcher:
             elif number in (signal.SIGTERM, signal.SIGINT):
                 name = signal.Signals(number).name
                 if self.verdict is not None:
-                    self._claim(self.verdict)  # the launcher soon kills who lingers
+                    self._claim(self.verdict)  # now: the launcher soon kills what has not ended
                 if self.ring is None:
                     # Another rank has left, and said why; perhaps this one is about to.
                     self.leave_at = time.monotonic() + YIELD_SECONDS
@@ -239,7 +247,7 @@ class _Watcher:
         self.marks = [0] * len(ring.labels)
         if ring.rank == 0:
             failure_note.say_running()
-        # Whoever called earlier has waited in the backlog.
+        # Watchers that have called earlier wait in the backlog.
         self.selector.register(self.listener, selectors.EVENT_READ, self._on_connection)
         if len(ring.addresses) > 1:
             self._connect()
@@ -252,7 +260,7 @@ class _Watcher:
             ip, port = address
             self.next = socket.create_connection((ip, port), timeout=1.0)
         except OSError:
-            self.next = None  # tried again with the next beat; the next one counts its own silence
+            self.next = None  # tried again with the next beat; the next watcher counts the silence
             return
         self._send_next({"token": ring.token, "done": self.done})
 
@@ -290,7 +298,7 @@ class _Watcher:
                 self.others_moved = self.heard
 
     def _messages(self, connection: socket.socket) -> list[dict[str, Any]]:
-        """The whole messages that have come; on the end of the stream, none."""
+        """Read the messages that have come whole; none at the end of the stream."""
         try:
             data = connection.recv(1 << 20)
         except ConnectionError:
@@ -318,8 +326,8 @@ class _Watcher:
     def _on_previous_gone(self) -> None:
         assert self.ring is not None
         rank = self.ring.previous
-        # A watcher that reports ends right after it has claimed the note; one that says nothing
-        # was killed.
+        # It may have ended after it claimed the note: then the note is taken, and this report is
+        # not printed. A watcher that has claimed nothing was killed.
         self._report("its watcher was killed", after=LAUNCHER_YIELD_SECONDS, rank=rank)
 
     # What is done about it.
@@ -334,7 +342,7 @@ class _Watcher:
 
     def _send_next(self, message: dict[str, Any]) -> None:
         if self.next is not None:
-            # Whoever does not take its messages is its own next one's to report.
+            # If the next watcher takes no messages, the one after it hears nothing and reports it.
             with contextlib.suppress(OSError):
                 self.next.sendall(json.dumps(message).encode() + b"\n")
 
@@ -384,7 +392,7 @@ class _Watcher:
             self._report(self._why_silent(rank), after=0, rank=rank)
 
     def _why_silent(self, rank: int) -> str:
-        """Ask the kernel of a silent watcher's host, which answers while there is power."""
+        """Say why a watcher is silent. The kernel of its host answers while the host has power."""
         assert self.ring is not None
         ip, port = self.ring.addresses[rank]
         try:
@@ -436,7 +444,7 @@ class _Watcher:
 
         Args:
             cause: for the one line.
-            after: seconds; the surer this is the cause and not a consequence, the fewer.
+            after: seconds; few where this is surely the cause of the end and not a consequence.
             rank: that it happened to; None means this one.
             trace: goes before the line.
             status: exit status of this rank.
