@@ -18,7 +18,7 @@ from torch import Tensor
 from distsage.config import TrainConfig
 from distsage.errors import UserError
 from distsage.features.rows import PULL_ROWS
-from distsage.launch.watch.watcher import Mark, State
+from distsage.launch.watch.progress import Mark, State
 from distsage.limits import human_bytes
 from distsage.partition.manifest import Manifest
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import partial
 
 from distsage.config import TrainConfig
-from distsage.launch.watch.watcher import Watched, run_watched
+from distsage.launch.watch.progress import Watched
+from distsage.launch.watch.watcher import run_watched
 
 
 def train(read_config: Callable[[], TrainConfig]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distsage.data.graph import Topology
 from distsage.features.rows import PULL_ROWS
-from distsage.launch.watch.watcher import Mark, State
+from distsage.launch.watch.progress import Mark, State
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import exchanged_rows, layer_rows
 from distsage.train.trainers import Trainers

@@ -2,9 +2,9 @@
 
 from typing import NoReturn
 
-from distsage.launch.dgl.seam import serve
+from distsage.launch.dgl.server import serve
 from distsage.launch.job import Job
-from distsage.launch.watch.watcher import State, Watched
+from distsage.launch.watch.progress import State, Watched
 from distsage.sampling.partitioned import NEIGHBOURS, PartAnswer
 
 

@@ -13,9 +13,9 @@ from distsage.features.resident import keep_on_gpu
 from distsage.features.rows import PartRows
 from distsage.kernels import level
 from distsage.launch import job as bring_up
-from distsage.launch.dgl.seam import GraphStore
+from distsage.launch.dgl.client import GraphStore
 from distsage.launch.job import Job
-from distsage.launch.watch.watcher import State, Watched
+from distsage.launch.watch.progress import State, Watched
 from distsage.limits import SHARED_MEMORY, free_memory
 from distsage.model.backend import by_kernels, description, set_threads
 from distsage.model.graphsage import GraphSAGE

@@ -21,10 +21,12 @@ def test_a_rank_that_does_not_answer_is_named(mpi):
     assert "[0] hosts: no answer within 3 s from rank 2 on b" in said
 
 
+@with_each_mpi
 def test_slow_ranks_that_get_on_are_waited_for(mpi):
     mpirun(4, PROGRAM, "slow", mpi=mpi)
 
 
+@with_each_mpi
 def test_a_rank_that_gets_on_no_more_is_named(mpi):
     said = mpirun(4, PROGRAM, "slow, then stuck", status=3, mpi=mpi).stdout
     assert "[0] hosts: no answer within 3 s from rank 2 on b" in said
