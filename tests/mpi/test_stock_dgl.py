@@ -22,7 +22,8 @@ def segments() -> set[str]:
     return {
         name
         for name in os.listdir("/dev/shm")
-        if name.startswith("stock") or "-kvdata-" in name or "-part-policy" in name
+        if not name.startswith("distsage.")  # of another job
+        and (name.startswith("stock") or "-kvdata-" in name or "-part-policy" in name)
     }
 
 
