@@ -69,10 +69,10 @@ def slow_load(hang: bool) -> None:
 
 
 def slow_layers(hang: bool) -> None:
-    from distsage.train import inference
+    from distsage.model import cpu, inference
 
-    inference._CHUNK_BYTES = 2000
-    mean = inference.neighbour_mean
+    inference._PIECE_BYTES = 2000
+    mean = cpu.neighbour_mean
     chunks = itertools.count()
 
     def slow_mean(*args: Any) -> Any:
@@ -83,7 +83,7 @@ def slow_layers(hang: bool) -> None:
             time.sleep(1.0)
         return mean(*args)
 
-    inference.neighbour_mean = slow_mean
+    cpu.neighbour_mean = slow_mean
 
 
 def slow_down() -> None:
