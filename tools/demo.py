@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distsage.errors import UserError
-from distsage.report.tables import summary_table
 from tools.mpirun import launcher
+from tools.summary import summary_table
 
 _MARKER = ".distsage-demo"
 _PYTHON = sys.executable

@@ -62,7 +62,7 @@ def computes_on_gpus(
         if wanted == "auto":
             return False, f"device cpu ({facts}; a trainer takes a GPU of its own)"
         raise UserError(
-            f"--device cuda, but {facts}; start one pair a GPU, ask Slurm for the GPUs "
+            f"--device cuda, but {facts}; start one pair per GPU, ask Slurm for the GPUs "
             "(--gpus-per-node), or give --device cpu"
         )
     return True, f"device cuda, a GPU for each of {len(machines)} trainers"

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from distsage.train import metrics
+from distsage.train.collectives import Collectives
 from distsage.train.loop import Scores
-from distsage.train.trainers import Trainers
 
 
 def score_masks(
-    logits: Tensor, labels: Tensor, masks: Mapping[str, Tensor], trainers: Trainers
+    logits: Tensor, labels: Tensor, masks: Mapping[str, Tensor], trainers: Collectives
 ) -> Scores:
     """Score this trainer's nodes together with everybody else's. Collective.
 

@@ -17,7 +17,7 @@ from distsage.features.rows import PULL_ROWS
 from distsage.launch.watch.progress import Mark, State
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import exchanged_rows, layer_rows
-from distsage.train.trainers import Trainers
+from distsage.train.collectives import Collectives
 
 
 class HaloInference:
@@ -38,7 +38,7 @@ class HaloInference:
         topology: Topology,
         bounds: np.ndarray,
         part: tuple[int, int],
-        trainers: Trainers,
+        trainers: Collectives,
         mark: Mark,
     ) -> None:
         mark("reading the edges of its nodes", State.LOADING)

@@ -28,11 +28,11 @@ from distsage.sampling.batch import MiniBatch
 from distsage.sampling.sampler import Sampler
 from distsage.sampling.seeds import SeedPlan, Step
 from distsage.train.batches import Batch, Labels, prepare_ahead, put_together
+from distsage.train.collectives import Collectives
 from distsage.train.evaluation import score_masks
 from distsage.train.feeding import pinned
 from distsage.train.loop import PRECISIONS, Scores, Trainer
 from distsage.train.run_directory import RunDirectory
-from distsage.train.trainers import Trainers
 
 # Seconds that the workers may take for one batch.
 _BATCH_TIMEOUT = 300.0
@@ -130,7 +130,7 @@ def _train(
         return prepare_ahead(loader, prepare, gatherer, 1)
 
     def compute_scores() -> Scores:
-        return score_masks(infer(model, topology, features), labels.values, masks, Trainers())
+        return score_masks(infer(model, topology, features), labels.values, masks, Collectives())
 
     about = {
         "command": "local",
@@ -140,7 +140,7 @@ def _train(
         "graph": graph.name,
         "config": asdict(config),
     }
-    trainer = Trainer(config, model, Trainers(), run, about, lambda *_: None)
+    trainer = Trainer(config, model, Collectives(), run, about, lambda *_: None)
     scores = trainer.fit(epoch_batches, compute_scores)
     if gatherer is not None:
         gatherer.shutdown()

@@ -22,9 +22,9 @@ from distsage.launch.watch.progress import Mark, State
 from distsage.model.graphsage import GraphSAGE
 from distsage.train.allocator import keep_freed_memory
 from distsage.train.batches import Batch
+from distsage.train.collectives import Collectives
 from distsage.train.feeding import feed
 from distsage.train.run_directory import RunDirectory
-from distsage.train.trainers import Trainers
 
 Scores = dict[str, dict[str, float]]
 
@@ -81,7 +81,7 @@ class Trainer:
         self,
         config: TrainingOptions,
         model: GraphSAGE,
-        trainers: Trainers,
+        trainers: Collectives,
         run: RunDirectory | None,
         about: dict[str, Any],
         mark: Mark,
@@ -231,7 +231,7 @@ def selection_score(scores: dict[str, float]) -> float:
     return scores["accuracy"]
 
 
-def _totals(counters: dict[str, float], trainers: Trainers) -> dict[str, Any]:
+def _totals(counters: dict[str, float], trainers: Collectives) -> dict[str, Any]:
     """Each counter of an epoch: per trainer and in total."""
     names = sorted(counters)
     own = torch.tensor([[counters[name] for name in names]], dtype=torch.float64)

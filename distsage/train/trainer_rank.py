@@ -23,12 +23,12 @@ from distsage.sampling.partitioned import PartitionedNeighbours, choose_topology
 from distsage.sampling.sampler import Neighbours, Sampler
 from distsage.sampling.seeds import SeedPlan
 from distsage.train.batches import Labels
+from distsage.train.collectives import Collectives
 from distsage.train.evaluation import score_masks
 from distsage.train.halo_inference import HaloInference
 from distsage.train.loop import PRECISIONS, Scores, Trainer
 from distsage.train.remote_batches import BatchSource
 from distsage.train.run_directory import RunDirectory
-from distsage.train.trainers import Trainers
 
 
 def run(job: Job, watched: Watched) -> None:
@@ -42,7 +42,7 @@ def run(job: Job, watched: Watched) -> None:
 
 def _train(job: Job, store: GraphStore, watched: Watched) -> None:
     config, assignment, manifest = job.config, job.assignment, job.parts.manifest
-    trainers = Trainers(assignment.trainer_rank, assignment.num_trainers)
+    trainers = Collectives(assignment.trainer_rank, assignment.num_trainers)
     device = torch.device(job.device)
     set_threads(device)
     run = None
@@ -112,7 +112,7 @@ def _train(job: Job, store: GraphStore, watched: Watched) -> None:
 
 
 def _samplers(
-    job: Job, store: GraphStore, trainers: Trainers, topology: Topology, *, number_inputs: bool
+    job: Job, store: GraphStore, trainers: Collectives, topology: Topology, *, number_inputs: bool
 ) -> list[Sampler]:
     """A sampler for each worker, on the whole topology or on this part's. Collective."""
     config, host, method = job.config, job.assignment.host, job.config.sampling_method
@@ -139,7 +139,7 @@ def _samplers(
     return samplers
 
 
-def feature_rows(job: Job, store: GraphStore, trainers: Trainers, watched: Watched) -> PartRows:
+def feature_rows(job: Job, store: GraphStore, trainers: Collectives, watched: Watched) -> PartRows:
     """This host's rows, and the cache of others', filled. Collective over the trainers."""
 
     def barrier() -> None:

@@ -32,12 +32,12 @@ def be_a_rank(watched: Watched) -> None:
     from distsage.sampling.sampler import Sampler
     from distsage.sampling.seeds import SeedPlan
     from distsage.train.batches import Labels
+    from distsage.train.collectives import Collectives
     from distsage.train.remote_batches import BatchSource
     from distsage.train.trainer_rank import feature_rows
-    from distsage.train.trainers import Trainers
 
     config, assignment = job.config, job.assignment
-    trainers = Trainers(assignment.trainer_rank, assignment.num_trainers)
+    trainers = Collectives(assignment.trainer_rank, assignment.num_trainers)
     rows = feature_rows(job, store, trainers, watched)
     source = BatchSource(
         config,

@@ -34,13 +34,13 @@ def be_a_rank(watched: Watched) -> None:
     from distsage.model.layers import input_self_and_mean
     from distsage.model.workspace import Workspace
     from distsage.sampling.sampler import Sampler
-    from distsage.train import trainers as collectives
+    from distsage.train import collectives
+    from distsage.train.collectives import Collectives
     from distsage.train.halo_inference import HaloInference
-    from distsage.train.trainers import Trainers
 
     collectives._PIECE_BYTES = 200  # an exchange goes in many pieces
     config, assignment, manifest = job.config, job.assignment, job.parts.manifest
-    trainers = Trainers(assignment.trainer_rank, assignment.num_trainers)
+    trainers = Collectives(assignment.trainer_rank, assignment.num_trainers)
     low, high = manifest.parts[assignment.host].nodes
     topology = job.parts.topology()
 

@@ -13,10 +13,10 @@ import pytest
 from distsage.config import LocalConfig, TrainConfig
 from distsage.errors import UserError
 from distsage.partition.run import partition
-from distsage.report.tables import summary_table
 from distsage.train.run_directory import RunDirectory
 from tests.unit.partition_graphs import ring
 from tools import demo
+from tools.summary import summary_table
 
 
 def python(code: str) -> list[str]:

@@ -11,8 +11,8 @@ from distsage.features.slots import local_input
 from distsage.model.graphsage import GraphSAGE
 from distsage.sampling.sampler import Sampler
 from distsage.train.batches import Batch
+from distsage.train.collectives import Collectives
 from distsage.train.loop import Trainer
-from distsage.train.trainers import Trainers
 from tests.unit.graphs import random_topology
 
 NAN = float("nan")
@@ -44,7 +44,7 @@ def test_a_number_beats_nan_and_nan_beats_no_number(val, best):
     trainer = Trainer(
         replace(CONFIG, num_epochs=len(val)),
         GraphSAGE(5, 8, 3, 2, 0.0, 0),
-        Trainers(),
+        Collectives(),
         None,
         {},
         lambda doing, state: None,

@@ -12,7 +12,7 @@ import pytest
 
 from distsage.launch.watch.failure_note import MISTAKE
 
-SBATCH = Path(__file__).resolve().parents[2] / "sbatch"
+SBATCH = Path(__file__).resolve().parents[3] / "sbatch"
 GOLDEN = Path(__file__).with_name("sbatch_requests.txt")
 OPEN_MPI = "mpirun (Open MPI) 4.1.4"
 HYDRA = "HYDRA build details:\n    Version:                                 5.0.2"

@@ -13,8 +13,10 @@ _PIECE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Trainers:
-    """The trainers of the job. Every method is collective and blocks, except for a world of one.
+class Collectives:
+    """What the trainers of the job do together.
+
+    Every method is collective and blocks, except for a world of one.
 
     Attributes:
         rank: trainer rank.

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).with_name("watched_program.py")
+PROGRAM = Path(__file__).parents[1] / "programs" / "watched_program.py"
 
 
 def run_ring(directory, behaviours, note="note"):
     """Run one process per behaviour; return (statuses, what all of them printed)."""
-    root = PROGRAM.parents[2]
+    root = PROGRAM.parents[3]
     ranks = [
         subprocess.Popen(
             [
@@ -144,7 +144,7 @@ def test_one_line_is_said_where_the_note_cannot_be_written(tmp_path, monkeypatch
 
 def test_a_stopped_watcher_is_missed_by_the_next_one(tmp_path):
     # The stopped process is killed by run_ring; the others must not wait for it.
-    root = PROGRAM.parents[2]
+    root = PROGRAM.parents[3]
     env = {**os.environ, "PYTHONPATH": str(root)}
     ranks = [
         subprocess.Popen(

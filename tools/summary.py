@@ -1,4 +1,4 @@
-"""Run directories -> tables for the terminal. Runs on the login host."""
+"""What a finished run came to, as a table for the terminal: the end of the demo."""
 
 import json
 import statistics
