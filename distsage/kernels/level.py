@@ -4,8 +4,8 @@ Runs on every rank, in the local run and in prediction; imports nothing heavy, s
 a job can agree on a level before anybody imports numba or torch.
 
 Kernels are compiled for a level, not for the processor at hand: two processors of one level run the
-same machine code. A job whose hosts differ takes the lowest of their
-levels (`distsage.launch.agreement`).
+same machine code. A job whose hosts differ takes the lowest of their levels
+(`distsage.launch.agreement`).
 """
 
 import enum
