@@ -15,11 +15,13 @@ from functools import cache
 
 import numpy as np
 
+from distsage.limits import usable_cores
+
 
 def budget() -> int:
     """Threads that this process may compute with: OMP_NUM_THREADS, or the cores that it may use."""
     stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return max(1, int(stated)) if stated.isdecimal() else len(os.sched_getaffinity(0))
+    return max(1, int(stated)) if stated.isdecimal() else usable_cores()
 
 
 def share(work: Callable[[], None], pieces: int) -> None:
@@ -69,6 +71,22 @@ def new_counter() -> np.ndarray:
     return np.zeros(1, np.int64)
 
 
+_beginnings: list[Callable[[], None]] = []
+
+
+def begin_with(action: Callable[[], None]) -> None:
+    """Have every helper thread begin with an action: libraries keep settings for each thread.
+
+    Comes before the first `share`.
+    """
+    _beginnings.append(action)
+
+
+def _begin() -> None:
+    for action in _beginnings:
+        action()
+
+
 @cache
 def _pool(size: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(size, "kernel")
+    return ThreadPoolExecutor(size, "kernel", initializer=_begin)

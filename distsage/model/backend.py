@@ -37,7 +37,12 @@ def set_threads(device: torch.device) -> None:
     Where kernels compute, PyTorch's operations run in the threads that call them: a second pool
     would compete with the kernels' for the same cores, and its threads spin while they wait.
     """
-    torch.set_num_threads(1 if by_kernels(device) else threads.budget())
+    if not by_kernels(device):
+        torch.set_num_threads(threads.budget())
+        return
+    torch.set_num_threads(1)
+    # oneDNN asks the thread that it is called in, and takes OMP_NUM_THREADS where nobody has said.
+    threads.begin_with(lambda: torch.set_num_threads(1))
 
 
 def description(device: torch.device) -> str:

@@ -19,6 +19,7 @@ from distsage.config import PredictConfig, ReadingOptions
 from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.files import atomic_file
+from distsage.model.backend import set_threads
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
 from distsage.partition.parts import load_parts
@@ -40,6 +41,7 @@ def predict(config: PredictConfig) -> None:
             the output cannot be written.
     """
     _check_output(config.output)
+    set_threads(torch.device("cpu"))
     description, weights = RunDirectory(config.run_dir).load_model()
     try:
         model = GraphSAGE(**description["model"])

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from distsage.kernels import level
+from distsage.model.backend import set_threads
 from distsage.train.allocator import keep_freed_memory
 from tools.bench.local_step import NUM_CLASSES, make_topology, our_step
 from tools.bench.options import numbers
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--steps", type=int, default=30)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    set_threads(torch.device("cpu"))
     keep_freed_memory()
 
     topology = make_topology(args.num_nodes, args.num_edges)

@@ -1,5 +1,10 @@
 """The model against DGL's own layers and against dense numpy; dropout; empty batches."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import dgl
 import dgl.nn.pytorch as dglnn
 import numpy as np
@@ -22,6 +27,7 @@ from tests.unit.graphs import key_of, random_topology
 pytestmark = pytest.mark.levels
 
 NUM_NODES = 600
+ROOT = Path(__file__).parents[3]
 
 
 def sampled(num_layers: int, num_seeds: int, number_inputs: bool = False):
@@ -206,6 +212,27 @@ def test_threads_change_nothing(precision, monkeypatch):
         results.append([logits, *(p.grad for p in model.parameters())])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.skipif(chosen() == Level.TORCH, reason="torch has a pool of its own there")
+def test_products_stay_in_the_thread_that_calls_them():
+    """By CPU time: with a budget of two, oneDNN in a helper thread would take two cores."""
+    program = (
+        "import time, torch\n"
+        "from distsage.kernels import threads\n"
+        "from distsage.model.backend import set_threads\n"
+        "set_threads(torch.device('cpu'))\n"
+        "x, w = torch.randn(2000, 2000), torch.randn(2000, 2000)\n"
+        "def work():\n"
+        "    before = time.process_time(), time.thread_time()\n"
+        "    for _ in range(5):\n"
+        "        torch.ops.mkldnn._linear_pointwise(x, w, None, 'none', [], '')\n"
+        "    return time.process_time() - before[0], time.thread_time() - before[1]\n"
+        "whole, own = threads._pool(2).submit(work).result()\n"
+        "assert whole < 1.5 * own, (whole, own)\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, check=True)
 
 
 @pytest.mark.skipif(chosen() == Level.TORCH, reason="torch manages the memory of its operations")
