@@ -198,6 +198,8 @@ class _Watcher:
                 self._report(f"ended by {name}", after=LAUNCHER_YIELD_SECONDS, status=128 + number)
 
     def _reap(self) -> None:
+        if self.child == 0:
+            return  # the signal of an end that has been seen already
         pid, status = os.waitpid(self.child, os.WNOHANG)
         if pid == 0:
             return

@@ -1,6 +1,8 @@
 """Watchers: every way to end a rank ends the job, with one line that names the right one."""
 
+import mmap
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -8,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from distsage.launch.watch.watcher import _Watcher
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "watched_program.py"
 
@@ -207,3 +211,12 @@ def test_a_rank_that_never_joins_is_named(tmp_path):
     ended = come_up("watched.mark('joining MPI'); time.sleep(60)", 1.0)
     assert ended.returncode == 1
     assert "did not come up within 1 s (joining MPI)" in ended.stderr
+
+
+def test_the_end_of_a_rank_may_be_told_twice():
+    """A rank that ends while its watcher starts: once by looking, once by the signal."""
+    own_end, other_end = socket.socketpair()
+    with own_end, other_end, socket.create_server(("127.0.0.1", 0)) as listener:
+        watcher = _Watcher(0, mmap.mmap(-1, mmap.PAGESIZE), own_end, listener, 1.0)
+        watcher._reap()
+        assert watcher.verdict is None
