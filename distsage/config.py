@@ -125,6 +125,15 @@ def job_name() -> str:
 _RUN_DIR = Path("runs/DATE-JOB")
 
 
+def _own_run_dir() -> Path:
+    """The run's own directory: a new one, or that of the job when Slurm runs it again."""
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        earlier = sorted(Path("runs").glob(f"????-??-??-??????-{job_name()}"))
+        if earlier:
+            return earlier[-1]
+    return Path("runs", time.strftime(f"%Y-%m-%d-%H%M%S-{job_name()}"))
+
+
 @dataclass(frozen=True)
 class FeatureOptions:
     """How feature rows are kept."""
@@ -172,11 +181,23 @@ class TrainingOptions(FeatureOptions):
     """Where the model runs; auto takes a GPU where there is one."""
     seed: int = 0
     """Everything drawn at random derives from this number."""
+    resume: str = "never"
+    """Go on from the newest checkpoint: auto of the run directory, where it has one; a path of that
+    run's directory; never begins anew, and moves what is there aside. sbatch/train.sh and
+    sbatch/local.sh say auto."""
+    checkpoint_minutes: float = 10.0
+    """Minutes from one checkpoint to the next; there is one at every evaluation, too."""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """When the loss is no number: stop, or go back to the last checkpoint and draw other neighbours
+    and dropout for the rest of that epoch; stops after three such attempts."""
 
     def __post_init__(self) -> None:
         if self.run_dir == _RUN_DIR:
-            own = time.strftime(f"%Y-%m-%d-%H%M%S-{job_name()}")
-            object.__setattr__(self, "run_dir", Path("runs", own))
+            object.__setattr__(self, "run_dir", _own_run_dir())
+        _require(
+            self.checkpoint_minutes > 0,
+            f"--checkpoint-minutes is {self.checkpoint_minutes}; it must be above 0",
+        )
         parse_fan_out(self.fan_out)
         _require(
             not (self.replace and self.sampler == "labor"),

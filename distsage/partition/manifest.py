@@ -1,5 +1,6 @@
 """What a parts directory holds and how it was made. Runs wherever parts are written or read."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -81,6 +82,21 @@ class Manifest:
     def edge_cut(self) -> int:
         """Directed edges whose ends lie in different parts."""
         return sum(part.cut_edges for part in self.parts)
+
+    @property
+    def mask_sizes(self) -> dict[str, int]:
+        """Nodes of the whole graph in each mask."""
+        return {
+            "train": sum(part.train_nodes for part in self.parts),
+            "val": sum(part.val_nodes for part in self.parts),
+            "test": sum(part.test_nodes for part in self.parts),
+        }
+
+    @property
+    def checksum(self) -> str:
+        """Of all files, in hexadecimal digits; equal parts have equal ones."""
+        listed = "".join(f"{name} {self.files[name].sha256}\n" for name in sorted(self.files))
+        return hashlib.sha256(listed.encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """As `manifest.json` has it."""

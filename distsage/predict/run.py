@@ -48,8 +48,8 @@ def predict(config: PredictConfig) -> None:
         model.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"the model in {config.run_dir} is damaged: model.json and model.safetensors do not "
-            "belong together; train again"
+            f"the model in {config.run_dir} is damaged: its weights are not those that it "
+            "describes; train again"
         ) from error
     model.eval()
     graph = _load_graph(config, description["config"])

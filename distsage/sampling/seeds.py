@@ -13,6 +13,9 @@ import numpy as np
 
 from distsage.kernels.rng import Purpose, stream_key
 
+# Added to the seed of a run for every attempt at an epoch; no seed that people choose is as large.
+_ATTEMPT = 2**48
+
 
 @dataclass(frozen=True)
 class Step:
@@ -70,10 +73,15 @@ class SeedPlan:
             for step in range(self.num_steps)
         ]
 
-    def steps(self, epoch: int) -> Iterator[Step]:
-        """The steps of one epoch, with the keys of what is drawn for them."""
-        for number, seed_gid in enumerate(self.batches(epoch)):
-            where = self.seed, epoch, self.trainer_rank, number
+    def steps(self, epoch: int, first: int = 0, attempt: int = 0) -> Iterator[Step]:
+        """The steps of one epoch from number `first` on, with the keys of what is drawn for them.
+
+        Another `attempt` at the epoch has the same seed nodes in the same steps, so that each stays
+        a seed once, and draws other neighbours and drops other units.
+        """
+        seed = self.seed + attempt * _ATTEMPT
+        for number, seed_gid in enumerate(self.batches(epoch)[first:], first):
+            where = seed, epoch, self.trainer_rank, number
             yield Step(
                 epoch,
                 number,

@@ -34,6 +34,11 @@ class Collectives:
         torch.distributed.all_reduce(total)
         return total
 
+    def add_up(self, values: Tensor) -> None:
+        """Replace a tensor, on any device, by the sum of all ranks'; as `sum` otherwise."""
+        if self.size > 1:
+            torch.distributed.all_reduce(values)
+
     def barrier(self) -> None:
         """Wait for all trainers."""
         self.sum(torch.zeros(1))

@@ -2,10 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from distsage.config import TrainConfig
 from distsage.launch.watch.progress import Watched
 from distsage.launch.watch.watcher import run_watched
+
+if TYPE_CHECKING:
+    from distsage.launch.job import Job
+    from distsage.launch.world import World
+    from distsage.train.resumption import Resumption
 
 
 def train(read_config: Callable[[], TrainConfig]) -> None:
@@ -26,7 +32,9 @@ def _be_a_rank(read_config: Callable[[], TrainConfig], watched: Watched) -> None
     from distsage.launch import job as bring_up
     from distsage.launch.agreement import join_mpi
 
-    job = bring_up.start(*join_mpi(read_config, watched), watched)
+    world, config = join_mpi(read_config, watched)
+    job = bring_up.start(world, config, watched)
+    resumption = _agree_on_resumption(world, job)
     if job.assignment.role == "server":
         from distsage.train import server_rank
 
@@ -34,4 +42,30 @@ def _be_a_rank(read_config: Callable[[], TrainConfig], watched: Watched) -> None
     else:
         from distsage.train import trainer_rank
 
-        trainer_rank.run(job, watched)
+        trainer_rank.run(job, resumption, watched)
+
+
+def _agree_on_resumption(world: "World", job: "Job") -> "Resumption | None":
+    """Where the run goes on, which trainer 0 finds out. Collective over all ranks.
+
+    Raises:
+        SystemExit: the run is finished (status 0), or it cannot go on (status 2); rank 0 has said
+            so.
+    """
+    from distsage.launch.job import release_stage
+    from distsage.train.resumption import find_resumption
+    from distsage.train.trainer_rank import origin_of
+
+    assignment = job.assignment
+    is_trainer_0 = assignment.role == "trainer" and assignment.trainer_rank == 0
+    own = world.agree(
+        "resume", lambda: find_resumption(job.config, origin_of(job)) if is_trainer_0 else None
+    )
+    found = next((one for one in world.gather_all("resume", own) if one is not None), None)
+    if found is not None and world.rank == 0:
+        print(found, flush=True)
+    if found is not None and found.finished:
+        if assignment.role == "trainer":
+            release_stage(job)
+        world.leave_quietly(0)
+    return found

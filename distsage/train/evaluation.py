@@ -6,7 +6,7 @@ from torch import Tensor
 
 from distsage.train import metrics
 from distsage.train.collectives import Collectives
-from distsage.train.loop import Scores
+from distsage.train.metrics import Scores
 
 
 def score_masks(

@@ -3,8 +3,11 @@
 Runs on one machine. Imports DGL only where the data lie in DGL's files.
 """
 
-from collections.abc import Iterator
+import hashlib
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -20,19 +23,24 @@ from distsage.features.resident import keep_on_gpu
 from distsage.features.rows import LocalRows
 from distsage.files import own_directory
 from distsage.kernels import level
+from distsage.launch.preflight import versions
+from distsage.launch.watch import failure_note
 from distsage.model.backend import by_kernels, choose_device, description, set_threads
-from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
 from distsage.partition.parts import load_parts
 from distsage.sampling.batch import MiniBatch
 from distsage.sampling.sampler import Sampler
 from distsage.sampling.seeds import SeedPlan, Step
 from distsage.train.batches import Batch, Labels, prepare_ahead, put_together
+from distsage.train.checkpoint import Origin
 from distsage.train.collectives import Collectives
 from distsage.train.evaluation import score_masks
 from distsage.train.feeding import pinned
-from distsage.train.loop import PRECISIONS, Scores, Trainer
-from distsage.train.run_directory import RunDirectory
+from distsage.train.loop import Trainer, new_model
+from distsage.train.metrics import Scores
+from distsage.train.resumption import StopWanted, begin_run, find_resumption, stopped_sentence
+from distsage.train.run_directory import plain
+from distsage.train.saver import Saver
 
 # Seconds that the workers may take for one batch.
 _BATCH_TIMEOUT = 300.0
@@ -55,36 +63,73 @@ class SampledBatches(Dataset[tuple[Step, MiniBatch]]):
 
 
 class _EpochSteps:
-    """The DataLoader's sampler: the steps of the epoch that is set."""
+    """The DataLoader's sampler: the steps that are left of the epoch that has begun."""
 
     def __init__(self, plan: SeedPlan) -> None:
-        self.plan = plan
-        self.epoch = 0
+        self._plan = plan
+        self.begin(0, 0, 0)
+
+    def begin(self, epoch: int, first: int, attempt: int) -> None:
+        """From now on the steps of this epoch, from number `first` on."""
+        self._steps = epoch, first, attempt
 
     def __len__(self) -> int:
-        return self.plan.num_steps
+        return self._plan.num_steps - self._steps[1]
 
     def __iter__(self) -> Iterator[Step]:
-        return self.plan.steps(self.epoch)
+        return self._plan.steps(*self._steps)
 
 
-def train(config: LocalConfig) -> dict[str, Any]:
-    """Train on this machine and write the run directory; return the summary.
+def train(config: LocalConfig) -> dict[str, Any] | None:
+    """Train on this machine and write the run directory.
+
+    SIGTERM, SIGUSR1 and SIGUSR2 have it stop at the next step, with a checkpoint.
+
+    Returns:
+        The summary; None if the run was finished before.
 
     Raises:
         UserError: the data or an option are not what they should be.
+        SystemExit: it has stopped early; status 143, as of a process that SIGTERM ends.
     """
     device = choose_device(config.device)
     set_threads(device)
-    graph, edge_cut = load(config)
-    with own_directory(config.run_dir, f"job {job_name()}", "--run-dir"):
-        return _train(config, device, graph, edge_cut)
+    with _stop_signals() as asked:
+        graph, edge_cut = load(config)
+        with own_directory(config.run_dir, f"job {job_name()}", "--run-dir"):
+            return _train(config, device, graph, edge_cut, StopWanted(asked))
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, signals to stop are remembered; yields whether one has come."""
+    came: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers
+    }
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _train(
-    config: LocalConfig, device: torch.device, graph: Graph, edge_cut: int
-) -> dict[str, Any]:
-    run = RunDirectory.begin(config.run_dir, config)
+    config: LocalConfig,
+    device: torch.device,
+    graph: Graph,
+    edge_cut: int,
+    stop_wanted: StopWanted,
+) -> dict[str, Any] | None:
+    origin = _origin_of(config, device, graph)
+    resumption = find_resumption(config, origin)
+    if resumption is not None:
+        print(resumption, flush=True)
+        if resumption.finished:
+            return None
+    run = begin_run(config, resumption)
+    saver = Saver(run, resumption.position if resumption else (0, 0))
     print(f"run directory {run.path}", flush=True)
     print(description(device), flush=True)
     topology = without_edges(graph.topology) if config.ignore_edges else graph.topology
@@ -95,15 +140,7 @@ def _train(
         "val": torch.from_numpy(graph.val_mask),
         "test": torch.from_numpy(graph.test_mask),
     }
-    model = GraphSAGE(
-        graph.num_features,
-        config.num_hidden,
-        graph.num_classes,
-        len(config.fan_outs),
-        config.dropout,
-        config.seed,
-        PRECISIONS[config.precision],
-    ).to(device)
+    model = new_model(config, graph.num_features, graph.num_classes).to(device)
     train_nodes = np.flatnonzero(graph.train_mask).astype(np.int64)
     plan = SeedPlan(train_nodes, [len(train_nodes)], config.batch_size, config.seed, 0)
     steps = _EpochSteps(plan)
@@ -125,25 +162,27 @@ def _train(
     # A thread fills pinned memory, which the loader's workers cannot share.
     gatherer = ThreadPoolExecutor(1, "gather") if device.type == "cuda" else None
 
-    def epoch_batches(epoch: int) -> Iterator[Batch]:
-        steps.epoch = epoch
+    def epoch_batches(epoch: int, first_step: int, attempts: Mapping[int, int]) -> Iterator[Batch]:
+        steps.begin(epoch, first_step, attempts.get(epoch, 0))
         return prepare_ahead(loader, prepare, gatherer, 1)
 
     def compute_scores() -> Scores:
         return score_masks(infer(model, topology, features), labels.values, masks, Collectives())
 
-    about = {
-        "command": "local",
-        "kernels": str(level.chosen()),
-        "model": model.shape,
-        "task": graph.task,
-        "graph": graph.name,
-        "config": asdict(config),
-    }
-    trainer = Trainer(config, model, Collectives(), run, about, lambda *_: None)
+    trainer = Trainer(
+        config, model, Collectives(), saver, origin, plan.num_steps, stop_wanted=stop_wanted
+    )
+    if resumption is not None:
+        trainer.go_on(resumption.load(), next_step=resumption.next_step)
     scores = trainer.fit(epoch_batches, compute_scores)
     if gatherer is not None:
         gatherer.shutdown()
+    if saver.got_on:
+        failure_note.say_got_on()
+    if scores is None:
+        failure_note.say_stopped(stop_wanted.why)
+        print(stopped_sentence(saver, stop_wanted.why), flush=True)
+        raise SystemExit(143)
     summary = {
         **scores,
         "kernels": str(level.chosen()),
@@ -154,6 +193,53 @@ def _train(
     }
     run.finish(summary)
     return summary
+
+
+def _origin_of(config: LocalConfig, device: torch.device, graph: Graph) -> Origin:
+    """Which run this is."""
+    reading = () if config.parts is not None else ("undirected", "split", "split_index")
+    masks = {"train": graph.train_mask, "val": graph.val_mask, "test": graph.test_mask}
+    return Origin(
+        command="local",
+        kernels=str(level.chosen()),
+        device=device.type,
+        model=new_model(config, graph.num_features, graph.num_classes).shape,
+        task=graph.task,
+        graph=graph.name,
+        content={
+            "nodes": graph.num_nodes,
+            "edges": graph.topology.num_edges,
+            **{f"{name} nodes": int(mask.sum()) for name, mask in masks.items()},
+            **{name: getattr(config, name) for name in reading},
+            "ignore_edges": config.ignore_edges,
+        },
+        checksum=_checksum(graph),
+        trainers=1,
+        versions=versions(),
+        config=plain(asdict(config)),
+    )
+
+
+def _checksum(graph: Graph) -> str:
+    """Of all that is trained on, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    features = graph.features
+    rows = (
+        (features,)
+        if isinstance(features, np.ndarray)
+        else (features.indptr, features.indices, features.data)
+    )
+    for array in (
+        graph.topology.indptr,
+        graph.topology.indices,
+        *rows,
+        graph.labels,
+        graph.train_mask,
+        graph.val_mask,
+        graph.test_mask,
+    ):
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def load(config: LocalConfig) -> tuple[Graph, int]:

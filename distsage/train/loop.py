@@ -1,20 +1,17 @@
 """The training loop: the same for one trainer and for many. Runs on trainer ranks.
 
-Epoch by epoch: a step per batch, a record, and now and then an evaluation on all nodes; the weights
-of the best evaluation are the checkpoint.
+Epoch by epoch: a step per batch, a record, and now and then an evaluation on all nodes. Now and
+then, too, a checkpoint, from which a run goes on as if it had never ended.
 """
 
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
-from torch.distributed import GradBucket
-from torch.nn.parallel import DistributedDataParallel
 
 from distsage.config import TrainingOptions
 from distsage.errors import UserError
@@ -22,14 +19,28 @@ from distsage.launch.watch.progress import Mark, State
 from distsage.model.graphsage import GraphSAGE
 from distsage.train.allocator import keep_freed_memory
 from distsage.train.batches import Batch
+from distsage.train.checkpoint import (
+    Best,
+    Checkpoint,
+    Origin,
+    optimizer_state,
+    restore,
+    weights_of,
+)
 from distsage.train.collectives import Collectives
 from distsage.train.feeding import feed
+from distsage.train.metrics import Scores, selection_score
 from distsage.train.run_directory import RunDirectory
+from distsage.train.saver import Saver
 
-Scores = dict[str, dict[str, float]]
+EpochBatches = Callable[[int, int, Mapping[int, int]], Iterator[Batch]]
+"""The batches of an epoch, as many on every trainer: epoch, first step, attempts by epoch."""
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""What `--precision` stands for."""
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Before an evaluation, work of so many seconds is worth a checkpoint.
+_WORTH_SECONDS = 60.0
+# How often an epoch is tried with another seed before the run ends.
+_MOST_ATTEMPTS = 3
 
 
 def global_loss(logits: Tensor, labels: Tensor, global_size: int) -> Tensor:
@@ -46,23 +57,58 @@ def global_loss(logits: Tensor, labels: Tensor, global_size: int) -> Tensor:
     return total / global_size
 
 
-class _GradientSum:
-    """DistributedDataParallel's communication hook: add the gradients up, and time the wait.
+def new_model(config: TrainingOptions, num_features: int, num_classes: int) -> GraphSAGE:
+    """The model that the options ask for, on the CPU, with its initial weights."""
+    return GraphSAGE(
+        num_features,
+        config.num_hidden,
+        num_classes,
+        len(config.fan_outs),
+        config.dropout,
+        config.seed,
+        _PRECISIONS[config.precision],
+    )
 
-    The trainers' losses are shares of one loss, so their gradients are added, not averaged.
+
+class _Wishes(NamedTuple):
+    """What trainers want after a step; one that wants it is enough."""
+
+    checkpoint: bool = False
+    stop: bool = False
+    give_up: bool = False  # its loss is no number
+
+
+class _Gradients:
+    """The gradients of all parameters in one piece of memory, which the trainers add up.
+
+    Their losses are shares of one loss, so the gradients are added, not averaged. Every element
+    keeps its place from the first step on: the order in which gloo adds the trainers' numbers
+    depends on it, and a run that goes on has to come to the same bits as one that never ended.
+    DistributedDataParallel moves them after its first step. The trainers' wishes ride along.
     """
 
-    def __init__(self, mark: Mark) -> None:
+    def __init__(self, model: nn.Module, trainers: Collectives, mark: Mark) -> None:
+        parameters = list(model.parameters())
+        sizes = [parameter.numel() for parameter in parameters]
+        self._all = parameters[0].new_zeros(sum(sizes) + len(_Wishes._fields))
+        *gradients, self._wishes = self._all.split([*sizes, len(_Wishes._fields)])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        self._trainers = trainers
         self._mark = mark
-        self.called_at: float | None = None
 
-    def add(self, _: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        if self.called_at is None:
-            self.called_at = time.perf_counter()
+    def clear(self) -> None:
+        """Begin a step."""
+        self._all.zero_()
+
+    def add_up(self, wishes: _Wishes) -> _Wishes:
+        """Add the gradients up; collective. Returns what any trainer wishes."""
+        if self._trainers.size == 1:
+            return wishes
+        self._wishes.copy_(torch.tensor(wishes, dtype=torch.float32))
         self._mark("adding up the gradients of all trainers", State.WAITING)
-        work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
-        assert work is not None
-        return work.get_future().then(lambda done: done.value()[0])
+        self._trainers.add_up(self._all)
+        return _Wishes(*(bool(count) for count in self._wishes.tolist()))
 
 
 class Trainer:
@@ -72,9 +118,11 @@ class Trainer:
         config: what `train` and `local` share.
         model: on its device; holds the last epoch's weights afterwards.
         trainers: of the job.
-        run: where to write; on trainer 0 only.
-        about: goes beside the weights, so that the model can be rebuilt.
+        saver: writes records and checkpoints; on trainer 0 only.
+        origin: which run this is.
+        num_steps: of an epoch.
         mark: notes progress: what this trainer does from now on.
+        stop_wanted: whether the run is to stop at the next step, with a checkpoint.
     """
 
     def __init__(
@@ -82,112 +130,265 @@ class Trainer:
         config: TrainingOptions,
         model: GraphSAGE,
         trainers: Collectives,
-        run: RunDirectory | None,
-        about: dict[str, Any],
-        mark: Mark,
+        saver: Saver | None,
+        origin: Origin,
+        num_steps: int,
+        mark: Mark = lambda doing, state: None,
+        stop_wanted: Callable[[], bool] = lambda: False,
     ) -> None:
         keep_freed_memory()
         self._config = config
         self._model = model
         self._device = model.layers[0].weight.device
         self._trainers = trainers
-        self._run = run
-        self._about = about
+        self._saver = saver
+        self._origin = origin
+        self._num_steps = num_steps
         self._mark = mark
-        self._replica: nn.Module = model
-        self._gradient_sum = _GradientSum(mark)
-        if trainers.size > 1:
-            replica = DistributedDataParallel(
-                model, gradient_as_bucket_view=True, bucket_cap_mb=1024
-            )
-            replica.register_comm_hook(None, self._gradient_sum.add)
-            self._replica = replica
+        self._stop_wanted = stop_wanted
+        self._gradients = _Gradients(model, trainers, mark)
         self._optimizer = torch.optim.Adam(
             model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        self._best: tuple[float, int, Scores] | None = None
+        self._best: Best | None = None
+        self._elapsed = 0.0
+        self._attempts: dict[int, int] = {}
+        self._last_checkpoint = time.monotonic()
+        self._begin_epoch(0)
 
-    def fit(
-        self,
-        epoch_batches: Callable[[int], Iterator[Batch]],
-        compute_scores: Callable[[], Scores],
-    ) -> dict[str, Any]:
-        """Train for all epochs; collective over the trainers.
+    def _begin_epoch(self, epoch: int) -> None:
+        self._epoch, self._step = epoch, 0
+        self._loss_sum = 0.0
+        self._seconds = 0.0
+        self._laps = _Laps()
+
+    def go_on(self, checkpoint: Checkpoint, *, next_step: bool) -> None:
+        """Take up a run where a checkpoint of it was made.
 
         Args:
-            epoch_batches: the batches of an epoch, as many on every trainer.
+            checkpoint: to go on from.
+            next_step: take its very next step, which needs the trainers and the options that it
+                was made with; or else begin its epoch anew with its weights.
+        """
+        restore(checkpoint, self._model, self._optimizer)
+        self._best = checkpoint.best
+        self._elapsed = checkpoint.elapsed
+        self._attempts = dict(checkpoint.attempts)
+        self._begin_epoch(checkpoint.epoch)
+        if next_step:
+            rank = self._trainers.rank
+            self._step = checkpoint.step
+            self._loss_sum = float(checkpoint.loss_sums[rank])
+            self._seconds = checkpoint.seconds
+            own = checkpoint.counters[rank].tolist()
+            self._laps.counters.update(zip(checkpoint.counter_names, own, strict=True))
+
+    def fit(
+        self, epoch_batches: EpochBatches, compute_scores: Callable[[], Scores]
+    ) -> dict[str, Any] | None:
+        """Train for all epochs that are left; collective over the trainers.
+
+        Args:
+            epoch_batches: the batches of an epoch.
             compute_scores: of all nodes of each mask, the same on every trainer; collective.
 
         Returns:
             The scores of the best validation epoch, its number (`best_epoch`, from 0), `epochs` and
-            `seconds`.
+            `seconds`. None if the run was to stop; its last checkpoint is written.
 
         Raises:
             UserError: the loss is no longer a number.
         """
         num_epochs = self._config.num_epochs
-        started = time.perf_counter()
-        for epoch in range(num_epochs):
-            record = self.train_epoch(epoch, epoch_batches(epoch))
-            if (epoch + 1) % self._config.eval_every == 0 or epoch + 1 == num_epochs:
+        started = time.perf_counter() - self._elapsed
+        self._save_checkpoint()  # also shows at once whether it can be written
+        while self._epoch < num_epochs:
+            epoch = self._epoch
+            end = self.train_epoch(epoch_batches(epoch, self._step, self._attempts))
+            self._elapsed = time.perf_counter() - started
+            if end.give_up:
+                self._roll_back()
+                continue
+            if end.stop:
+                self._save_checkpoint()
+                self._flush()
+                return None
+            record = self._record()
+            evaluated = (epoch + 1) % self._config.eval_every == 0 or epoch + 1 == num_epochs
+            if evaluated:
                 record |= self.evaluate(epoch, compute_scores)
-            if self._run is not None:
-                self._run.record(record)
+            self._elapsed = time.perf_counter() - started
+            if self._saver is not None:
+                self._saver.record(record)
                 print(_progress(record, num_epochs), flush=True)
+            self._begin_epoch(epoch + 1)
+            if evaluated:
+                self._save_checkpoint()
+        self._flush()
         assert self._best is not None
-        _, best_epoch, scores = self._best
-        seconds = round(time.perf_counter() - started, 3)
-        return {**scores, "best_epoch": best_epoch, "epochs": num_epochs, "seconds": seconds}
+        return {
+            **self._best.scores,
+            "best_epoch": self._best.epoch,
+            "epochs": num_epochs,
+            "seconds": round(self._elapsed, 3),
+        }
 
-    def train_epoch(self, epoch: int, batches: Iterator[Batch]) -> dict[str, Any]:
-        """Take a step on every batch; collective. Returns the epoch's record.
+    def train_epoch(self, batches: Iterator[Batch]) -> _Wishes:
+        """Take a step on every batch that is left of the epoch; collective.
+
+        Returns:
+            Why it ended early, if it did.
 
         Raises:
             UserError: the loss is no longer a number.
         """
-        started = time.perf_counter()
+        started = time.perf_counter() - self._seconds
+        epoch, laps = self._epoch, self._laps
         self._model.train()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
-        laps = _Laps()
-        steps = 0
-        self._mark(f"waiting for batch 0 of epoch {epoch}", State.WAITING)
+        laps.begin()
+        self._mark(f"waiting for batch {self._step} of epoch {epoch}", State.WAITING)
+        wishes = _Wishes()
         for batch in feed(batches, self._device):
             laps.end("wait_seconds")
-            self._mark(f"computing step {steps} of epoch {epoch}", State.WORKING)
-            loss_sum += self.train_step(batch, laps)
-            steps += 1
+            self._mark(f"computing step {self._step} of epoch {epoch}", State.WORKING)
+            loss, wishes = self.train_step(batch)
+            if wishes.give_up:
+                self._complain(loss, len(batch.labels))
+                return wishes
+            self._step += 1
+            self._loss_sum += loss
+            laps.counters["steps"] += 1
             for name, value in batch.counters.items():
                 laps.counters[name] += value
-            self._mark(f"waiting for batch {steps} of epoch {epoch}", State.WAITING)
-        laps.counters["steps"] = steps
-        own_loss = torch.tensor(float(loss_sum) / steps, dtype=torch.float64)
-        loss = float(self._trainers.sum(own_loss))
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss of epoch {epoch} is {loss}; lower --lr, or look for huge values in the "
-                "features"
-            )
-        seconds = round(time.perf_counter() - started, 6)
-        totals = _totals(laps.counters, self._trainers)
-        return {"epoch": epoch, "loss": loss, "seconds": seconds, **totals}
+            self._seconds = time.perf_counter() - started
+            if wishes.stop:
+                return wishes
+            if wishes.checkpoint:
+                self._save_checkpoint()
+            self._mark(f"waiting for batch {self._step} of epoch {epoch}", State.WAITING)
+        return _Wishes()
 
-    def train_step(self, batch: Batch, laps: "_Laps") -> Tensor:
-        """Forward, backward, update; collective. Returns this trainer's share of the loss."""
-        logits = self._replica(batch.inputs, batch.blocks, batch.key)
+    def train_step(self, batch: Batch) -> tuple[float, _Wishes]:
+        """Forward, backward, update; collective.
+
+        Returns:
+            This trainer's share of the loss, and what the trainers wish now. If that is to give up,
+            the weights are as they were.
+        """
+        laps = self._laps
+        self._gradients.clear()
+        logits = self._model(batch.inputs, batch.blocks, batch.key)
         loss = global_loss(logits, batch.labels, batch.global_size)
         laps.end("forward_seconds")
-        self._optimizer.zero_grad(set_to_none=False)
-        self._gradient_sum.called_at = None
         loss.backward()
-        laps.end("backward_seconds", until=self._gradient_sum.called_at)
-        if self._gradient_sum.called_at is not None:
+        laps.end("backward_seconds")
+        share = float(loss.detach())
+        wishes = self._gradients.add_up(
+            _Wishes(self._checkpoint_is_due(), self._stop_wanted(), not math.isfinite(share))
+        )
+        if self._trainers.size > 1:
             laps.end("all_reduce_seconds")
-        self._optimizer.step()
+        if not wishes.give_up:
+            self._optimizer.step()
         laps.end("optimizer_seconds")
-        return loss.detach()
+        return share, wishes
+
+    def _checkpoint_is_due(self) -> bool:
+        """Trainer 0's clock decides."""
+        if self._saver is None or self._saver.busy:
+            return False
+        interval = 60 * self._config.checkpoint_minutes
+        if self._step + 1 == self._num_steps:
+            interval = min(interval, _WORTH_SECONDS)  # an evaluation may come, and take long
+        return time.monotonic() - self._last_checkpoint >= interval
+
+    def _save_checkpoint(self) -> None:
+        """Have the present moment written; collective, but only trainer 0 copies and writes.
+
+        Raises:
+            UserError: the weights are no numbers, or an earlier write has failed.
+        """
+        if not all(bool(value.isfinite().all()) for value in self._model.parameters()):
+            raise UserError(
+                f"the weights are no numbers after step {self._step - 1} of epoch {self._epoch} "
+                f"(learning rate {self._config.lr}); lower --lr, or look for huge values in the "
+                "features"
+            )
+        names, counters = _gather(self._laps.counters, self._trainers)
+        loss_sums = self._trainers.concatenate(torch.tensor([self._loss_sum], dtype=torch.float64))
+        if self._saver is None:
+            return
+        self._last_checkpoint = time.monotonic()
+        self._saver.checkpoint(
+            Checkpoint(
+                origin=self._origin,
+                epoch=self._epoch,
+                step=self._step,
+                attempts=dict(self._attempts),
+                seconds=self._seconds,
+                elapsed=self._elapsed,
+                loss_sums=loss_sums,
+                counters=counters,
+                counter_names=names,
+                weights=weights_of(self._model),
+                optimizer=optimizer_state(self._model, self._optimizer),
+                best=self._best,
+            )
+        )
+
+    def _flush(self) -> None:
+        if self._saver is not None:
+            self._mark("writing the checkpoint", State.WORKING)
+            self._saver.flush()
+
+    def _complain(self, loss: float, num_seeds: int) -> None:
+        """Say which batch the loss of is no number; collective.
+
+        Raises:
+            UserError: the run is to end for it.
+        """
+        own = torch.tensor([[loss, num_seeds]], dtype=torch.float64)
+        shares = self._trainers.concatenate(own)
+        trainer = int((~shares[:, 0].isfinite()).nonzero()[0])
+        loss, seeds = shares[trainer].tolist()
+        sentence = (
+            f"the loss of step {self._step} of epoch {self._epoch} is {loss} (learning rate "
+            f"{self._config.lr}, batch of trainer {trainer} with {seeds:,.0f} seed nodes)"
+        )
+        attempts = self._attempts.get(self._epoch, 0)
+        if self._config.on_nan == "stop" or attempts == _MOST_ATTEMPTS:
+            tried = f" in spite of {attempts} other seeds" if attempts else ""
+            raise UserError(
+                f"{sentence}{tried}; lower --lr, or look for huge values in the features"
+            )
+        if self._saver is not None:
+            print(f"{sentence}: going back to the last checkpoint", flush=True)
+
+    def _roll_back(self) -> None:
+        """Go back to the last checkpoint, with another seed for this epoch; collective."""
+        self._attempts[self._epoch] = self._attempts.get(self._epoch, 0) + 1
+        attempts = self._attempts
+        position = torch.zeros(2, dtype=torch.int64)
+        run = RunDirectory(self._config.run_dir)
+        if self._saver is not None:
+            self._flush()
+            newest = run.load_checkpoint()
+            assert newest is not None, "one is written before the first step"
+            position = torch.tensor(newest.position)
+            run.drop_later_records(newest.epoch)
+        epoch, step = self._trainers.sum(position).tolist()
+        self.go_on(run.checkpoint_at(epoch, step), next_step=True)
+        self._attempts = attempts
+
+    def _record(self) -> dict[str, Any]:
+        """The record of the epoch whose steps are taken; collective."""
+        own_loss = torch.tensor(self._loss_sum / self._num_steps, dtype=torch.float64)
+        loss = float(self._trainers.sum(own_loss))
+        totals = _totals(self._laps.counters, self._trainers)
+        return {"epoch": self._epoch, "loss": loss, "seconds": round(self._seconds, 6), **totals}
 
     def evaluate(self, epoch: int, compute_scores: Callable[[], Scores]) -> dict[str, Any]:
-        """Score all nodes, and keep the weights if they are the best; collective.
+        """Score all nodes, and remember the weights if they are the best; collective.
 
         Returns:
             What the epoch's record says of it.
@@ -200,12 +401,8 @@ class Trainer:
         quality = selection_score(scores["val"])
         # A number beats NaN, and NaN no number. Without validation nodes there is no number, and
         # the last epoch counts as the best.
-        if self._best is None or math.isnan(self._best[0]) or quality > self._best[0]:
-            self._best = quality, epoch, scores
-            if self._run is not None:
-                self._mark("writing the checkpoint", State.WORKING)
-                about = {**self._about, "epoch": epoch, "val": scores["val"]}
-                self._run.save_model(self._model, about)
+        if self._best is None or math.isnan(self._best.quality) or quality > self._best.quality:
+            self._best = Best(epoch, quality, scores, weights_of(self._model))
         return {"eval_seconds": seconds, **scores}
 
 
@@ -214,28 +411,29 @@ class _Laps:
 
     def __init__(self) -> None:
         self.counters: dict[str, float] = defaultdict(float)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin the next lap."""
         self._last = time.perf_counter()
 
-    def end(self, name: str, until: float | None = None) -> None:
+    def end(self, name: str) -> None:
         """Book the time since the last lap's end."""
-        now = time.perf_counter() if until is None else until
+        now = time.perf_counter()
         self.counters[name] += now - self._last
         self._last = now
 
 
-def selection_score(scores: dict[str, float]) -> float:
-    """The number that decides which epoch is best: ROC-AUC or micro-F1 where there is one."""
-    for name in ("roc_auc", "micro_f1"):
-        if name in scores:
-            return scores[name]
-    return scores["accuracy"]
-
-
-def _totals(counters: dict[str, float], trainers: Collectives) -> dict[str, Any]:
-    """Each counter of an epoch: per trainer and in total."""
-    names = sorted(counters)
+def _gather(counters: Mapping[str, float], trainers: Collectives) -> tuple[tuple[str, ...], Tensor]:
+    """Names `[n]`, and the counters of all trainers: float64 `[T, n]`. Collective."""
+    names = tuple(sorted(counters))
     own = torch.tensor([[counters[name] for name in names]], dtype=torch.float64)
-    per_trainer = trainers.concatenate(own)
+    return names, trainers.concatenate(own)
+
+
+def _totals(counters: Mapping[str, float], trainers: Collectives) -> dict[str, Any]:
+    """Each counter of an epoch: per trainer and in total. Collective."""
+    names, per_trainer = _gather(counters, trainers)
     return {
         name: {
             "total": round(float(per_trainer[:, column].sum()), 6),

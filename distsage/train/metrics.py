@@ -7,6 +7,9 @@ Runs on trainer ranks and in the local run. `counts` of several ranks are added 
 import torch
 from torch import Tensor
 
+Scores = dict[str, dict[str, float]]
+"""Per mask (train, val, test): the numbers by name."""
+
 
 def counts(logits: Tensor, labels: Tensor) -> Tensor:
     """Count what the score of some nodes needs.
@@ -40,6 +43,14 @@ def score(total: Tensor) -> float:
         return right / n if n else float("nan")
     tp, fp, fn = total.tolist()
     return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else float("nan")
+
+
+def selection_score(scores: dict[str, float]) -> float:
+    """The number that decides which epoch is best: ROC-AUC or micro-F1 where there is one."""
+    for name in ("roc_auc", "micro_f1"):
+        if name in scores:
+            return scores[name]
+    return scores["accuracy"]
 
 
 def roc_auc(logits: Tensor, labels: Tensor) -> float:

@@ -1,11 +1,12 @@
 """A trainer's mini-batches, from its host's part and everybody else's. Runs on trainer ranks."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import count, islice
+from itertools import islice
 from queue import SimpleQueue
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -54,20 +55,31 @@ class BatchSource:
             ThreadPoolExecutor(config.num_workers, "prepare") if config.num_workers else None
         )
         self._next_epoch = -1
+        self._attempts: Mapping[int, int] = {}
         self._stream: Iterator[Batch] = iter(())
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, in order.
+    def epoch(
+        self, epoch: int, first_step: int = 0, attempts: Mapping[int, int] = MappingProxyType({})
+    ) -> Iterator[Batch]:
+        """The batches of an epoch from step `first_step` on, in order.
+
+        Args:
+            epoch, first_step: from 0.
+            attempts: at each epoch that is not tried for the first time (`SeedPlan.steps`).
 
         Raises:
             Exception: what went wrong in a worker.
         """
-        if epoch != self._next_epoch:
+        if (epoch, first_step, attempts) != (self._next_epoch, 0, self._attempts):
+            self._attempts = dict(attempts)
             self._stream = prepare_ahead(
-                self._steps(epoch), self._prepare, self._workers, self._config.num_workers
+                self._steps(epoch, first_step, self._attempts),
+                self._prepare,
+                self._workers,
+                self._config.num_workers,
             )
         self._next_epoch = epoch + 1
-        return islice(self._stream, self._plan.num_steps)
+        return islice(self._stream, self._plan.num_steps - first_step)
 
     def fetch(self, gids: Tensor) -> Tensor:
         """Feature rows of any distinct gids (int64 `[n]`), in that order, through the cache.
@@ -85,11 +97,12 @@ class BatchSource:
         if self._workers is not None:
             self._workers.shutdown(cancel_futures=True)
 
-    def _steps(self, first_epoch: int) -> Iterator[Step]:
-        for epoch in count(first_epoch):
-            if epoch == self._config.num_epochs:
-                return
-            yield from self._plan.steps(epoch)
+    def _steps(
+        self, first_epoch: int, first_step: int, attempts: Mapping[int, int]
+    ) -> Iterator[Step]:
+        for epoch in range(first_epoch, self._config.num_epochs):
+            first = first_step if epoch == first_epoch else 0
+            yield from self._plan.steps(epoch, first, attempts.get(epoch, 0))
 
     def _prepare(self, step: Step) -> Batch:
         sampler, finder = pair = self._idle.get()

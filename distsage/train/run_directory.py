@@ -2,8 +2,9 @@
 
 config.yaml         every option, as resolved; `--config` reads it
 epochs.jsonl        one JSON record per epoch
-model.safetensors   weights of the best validation epoch
-model.json          what is needed to rebuild the model and find its graph
+checkpoints/        the last two checkpoints, EPOCH-STEP.safetensors
+model.safetensors   weights of the best validation epoch, and what is needed to rebuild the model
+                    and find its graph
 summary.json        the result; there when the run is finished
 ip_config.txt       addresses and ports of the servers (MPI jobs), for people
 owner.txt           the job that the directory belongs to, or belonged to last
@@ -13,17 +14,23 @@ earlier-N/          the same files of earlier runs in this directory
 import dataclasses
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import yaml
 
 from distsage.errors import UserError
 from distsage.files import append_line, atomic_file, explain_write_errors, write_json
+from distsage.train.checkpoint import Best, Checkpoint, Origin
+from distsage.train.tensor_file import DamagedError, read_tensors, write_tensors
 
-_FILES = ("config.yaml", "epochs.jsonl", "model.safetensors", "model.json", "summary.json")
+_CHECKPOINTS = "checkpoints"
+_FILES = ("config.yaml", "epochs.jsonl", "model.safetensors", "summary.json", _CHECKPOINTS)
+# The newest may be damaged: a disk that lies about what it has written.
+_KEPT_CHECKPOINTS = 2
 
 
 class RunDirectory:
@@ -43,6 +50,7 @@ class RunDirectory:
         Files of an earlier run move to `earlier-N`, so that no checkpoint is ever overwritten by
         another run's.
         """
+        run = cls(path)
         with explain_write_errors(path, "--run-dir"):
             path.mkdir(parents=True, exist_ok=True)
             old = [name for name in _FILES if (path / name).exists()]
@@ -53,9 +61,34 @@ class RunDirectory:
                 (path / f"earlier-{number}").mkdir()
                 for name in old:
                     os.rename(path / name, path / f"earlier-{number}" / name)
-            with atomic_file(path / "config.yaml", "w") as stream:
-                yaml.safe_dump(_plain(dataclasses.asdict(config)), stream, sort_keys=False)
-        return cls(path)
+            run._write_config(config)
+        return run
+
+    @classmethod
+    def go_on(cls, path: Path, config: Any, source: Path, at: tuple[int, int]) -> "RunDirectory":
+        """Prepare the directory of a run that goes on, and write its present configuration.
+
+        Args:
+            path: of this run.
+            config: of this run, a dataclass.
+            source: the directory of the run that it goes on from; may be `path`.
+            at: position of the checkpoint. What that run did later is done again: its records
+                and checkpoints from there on are dropped.
+        """
+        records = _read_records(source)
+        run = cls(path) if source == path else cls.begin(path, config)
+        with explain_write_errors(path, "--run-dir"):
+            run._write_config(config)
+            (path / "summary.json").unlink(missing_ok=True)
+            run._write_records(records, at[0])
+            for file in run.checkpoint_files():
+                if _position(file) > at:
+                    file.unlink()
+        return run
+
+    def _write_config(self, config: Any) -> None:
+        with atomic_file(self.path / "config.yaml", "w") as stream:
+            yaml.safe_dump(plain(dataclasses.asdict(config)), stream, sort_keys=False)
 
     def record(self, epoch: dict[str, Any]) -> None:
         """Append one epoch's record and sync it."""
@@ -63,17 +96,76 @@ class RunDirectory:
         with explain_write_errors(path, "--run-dir"):
             append_line(path, json.dumps(epoch))
 
-    def save_model(self, model: torch.nn.Module, description: dict[str, Any]) -> None:
-        """Write the weights and how to rebuild the model; the two files appear together."""
-        weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    def drop_later_records(self, epoch: int) -> None:
+        """Drop the records of an epoch that is trained again, and of those after it."""
+        records = _read_records(self.path)
+        with explain_write_errors(self.path, "--run-dir"):
+            self._write_records(records, epoch)
+
+    def _write_records(self, records: list[tuple[int, bytes]], end: int) -> None:
+        with atomic_file(self.path / "epochs.jsonl") as stream:
+            stream.writelines(line for epoch, line in records if epoch < end)
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and sync it; then drop all but the last two."""
+        path = self._checkpoint_file(*checkpoint.position)
+        with explain_write_errors(path, "--run-dir"):
+            path.parent.mkdir(exist_ok=True)
+            checkpoint.save(path)
+            for old in self.checkpoint_files()[_KEPT_CHECKPOINTS:]:
+                old.unlink()
+
+    def _checkpoint_file(self, epoch: int, step: int) -> Path:
+        return self.path / _CHECKPOINTS / f"{epoch:06d}-{step:08d}.safetensors"
+
+    def checkpoint_at(self, epoch: int, step: int) -> Checkpoint:
+        """The checkpoint of a position, which is there.
+
+        Raises:
+            UserError: it cannot be read, or is damaged.
+        """
+        file = self._checkpoint_file(epoch, step)
+        try:
+            return Checkpoint.load(file)
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}") from error
+
+    def checkpoint_files(self) -> list[Path]:
+        """The checkpoints that are there, the newest first."""
+        return sorted(self.path.glob(f"{_CHECKPOINTS}/*-*.safetensors"), reverse=True)
+
+    def load_checkpoint(
+        self, warn: Callable[[str], None] = lambda sentence: print(sentence, file=sys.stderr)
+    ) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None where the run has none.
+
+        Args:
+            warn: told of those that are damaged.
+
+        Raises:
+            UserError: there are some, but none can be read.
+        """
+        files = self.checkpoint_files()
+        for file in files:
+            try:
+                return Checkpoint.load(file)
+            except DamagedError as error:
+                warn(f"distsage: {error}; taking the one before it")
+            except OSError as error:
+                raise UserError(f"cannot read {file}: {error.strerror}") from error
+        if files:
+            raise UserError(
+                f"all checkpoints in {files[0].parent} are damaged; give --resume never to train "
+                "from the beginning"
+            )
+        return None
+
+    def save_model(self, origin: Origin, best: Best) -> None:
+        """Write the weights of the best epoch, and how to rebuild the model."""
         path = self.path / "model.safetensors"
-        with explain_write_errors(path, "--run-dir"), atomic_file(path) as stream:
-            stream.write(safetensors.torch.save(weights))
-            stream.flush()
-            os.fsync(stream.fileno())  # only the renaming is left when the description is there
-            description_path = self.path / "model.json"
-            with explain_write_errors(description_path, "--run-dir"):
-                write_json(description_path, _plain(description))
+        about = {**dataclasses.asdict(origin), "epoch": best.epoch, "val": best.scores["val"]}
+        with explain_write_errors(path, "--run-dir"):
+            write_tensors(path, best.weights, about)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the result."""
@@ -85,25 +177,50 @@ class RunDirectory:
         """Read back what `save_model` wrote: the description and the weights.
 
         Raises:
-            UserError: there is no model, or its files are damaged.
+            UserError: there is no model, or it is damaged.
         """
+        path = self.path / "model.safetensors"
         try:
-            description = json.loads((self.path / "model.json").read_bytes())
-            weights = safetensors.torch.load((self.path / "model.safetensors").read_bytes())
+            weights, description = read_tensors(path)
         except OSError as error:
             raise UserError(
-                f"{self.path} holds no trained model (cannot read {Path(error.filename).name}: "
+                f"{self.path} holds no trained model (cannot read {path.name}: "
                 f"{error.strerror}); name the --run-dir of a run"
             ) from error
-        except (ValueError, safetensors.SafetensorError) as error:
-            raise UserError(f"the model in {self.path} is damaged: {error}") from error
         return description, weights
 
 
-def _plain(value: Any) -> Any:
+def _read_records(path: Path) -> list[tuple[int, bytes]]:
+    """The epochs that a run has recorded, each with its line.
+
+    Raises:
+        UserError: a line is no record.
+    """
+    file = path / "epochs.jsonl"
+    records = []
+    try:
+        for line in file.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break  # the host was lost while it was written
+            records.append((int(json.loads(line)["epoch"]), line))
+    except FileNotFoundError:
+        pass  # stopped in its first epoch
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"cannot go on from {path}: {file} is damaged in line {len(records) + 1} ({error})"
+        ) from error
+    return records
+
+
+def _position(file: Path) -> tuple[int, int]:
+    epoch, _, step = file.stem.partition("-")
+    return int(epoch), int(step)
+
+
+def plain(value: Any) -> Any:
     """The same value in terms that YAML and JSON know."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

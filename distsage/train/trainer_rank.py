@@ -15,39 +15,45 @@ from distsage.kernels import level
 from distsage.launch import job as bring_up
 from distsage.launch.dgl.client import GraphStore
 from distsage.launch.job import Job
+from distsage.launch.preflight import versions
+from distsage.launch.watch import failure_note
 from distsage.launch.watch.progress import State, Watched
 from distsage.limits import SHARED_MEMORY, free_memory
 from distsage.model.backend import by_kernels, description, set_threads
-from distsage.model.graphsage import GraphSAGE
 from distsage.sampling.partitioned import PartitionedNeighbours, choose_topology
 from distsage.sampling.sampler import Neighbours, Sampler
 from distsage.sampling.seeds import SeedPlan
 from distsage.train.batches import Labels
+from distsage.train.checkpoint import Origin
 from distsage.train.collectives import Collectives
 from distsage.train.evaluation import score_masks
 from distsage.train.halo_inference import HaloInference
-from distsage.train.loop import PRECISIONS, Scores, Trainer
+from distsage.train.loop import Trainer, new_model
+from distsage.train.metrics import Scores
 from distsage.train.remote_batches import BatchSource
-from distsage.train.run_directory import RunDirectory
+from distsage.train.resumption import Resumption, StopWanted, begin_run, stopped_sentence
+from distsage.train.run_directory import plain
+from distsage.train.saver import Saver
 
 
-def run(job: Job, watched: Watched) -> None:
+def run(job: Job, resumption: Resumption | None, watched: Watched) -> None:
     """Connect, train, say goodbye. Collective over the trainers."""
     store = bring_up.connect(job, watched)
-    _train(job, store, watched)
+    _train(job, store, resumption, watched)
     watched.mark("saying goodbye", State.WAITING)
     store.close()
     torch.distributed.destroy_process_group()
 
 
-def _train(job: Job, store: GraphStore, watched: Watched) -> None:
+def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: Watched) -> None:
     config, assignment, manifest = job.config, job.assignment, job.parts.manifest
     trainers = Collectives(assignment.trainer_rank, assignment.num_trainers)
     device = torch.device(job.device)
     set_threads(device)
-    run = None
+    run = saver = None
     if trainers.rank == 0:
-        run = RunDirectory.begin(config.run_dir, config)
+        run = begin_run(config, resumption)
+        saver = Saver(run, resumption.position if resumption else (0, 0))
         print(f"run directory {run.path}", flush=True)
         print(description(device), flush=True)
 
@@ -62,23 +68,16 @@ def _train(job: Job, store: GraphStore, watched: Watched) -> None:
     masks = {name: store.own_rows(f"{name}_mask")[own].bool() for name in ("train", "val", "test")}
     train_nodes = np.flatnonzero(masks["train"].numpy()) + int(bounds[trainers.rank])
     counts = trainers.concatenate(torch.tensor([len(train_nodes)])).tolist()
+    plan = SeedPlan(train_nodes, counts, config.batch_size, config.seed, trainers.rank)
     source = BatchSource(
         config,
-        SeedPlan(train_nodes, counts, config.batch_size, config.seed, trainers.rank),
+        plan,
         _samplers(job, store, trainers, topology, number_inputs=not by_kernels(device)),
         rows,
         Labels(part[0], labels),
         device,
     )
-    model = GraphSAGE(
-        manifest.num_features,
-        config.num_hidden,
-        manifest.num_classes,
-        len(config.fan_outs),
-        config.dropout,
-        config.seed,
-        PRECISIONS[config.precision],
-    ).to(device)
+    model = new_model(config, manifest.num_features, manifest.num_classes).to(device)
     halo = HaloInference(topology, bounds, part, trainers, watched.mark)
 
     def compute_scores() -> Scores:
@@ -86,19 +85,30 @@ def _train(job: Job, store: GraphStore, watched: Watched) -> None:
         watched.mark("adding up the scores of all trainers", State.WAITING)
         return score_masks(logits, labels[own], masks, trainers)
 
-    about = {
-        "command": "train",
-        "kernels": str(level.chosen()),
-        "model": model.shape,
-        "task": manifest.task,
-        "graph": manifest.graph_name,
-        "config": asdict(config),
-    }
     bring_up.release_stage(job)  # all trainers have opened what they read of their host's copy
-    trainer = Trainer(config, model, trainers, run, about, watched.mark)
+    stop_wanted = StopWanted(watched.stop_requested)
+    trainer = Trainer(
+        config,
+        model,
+        trainers,
+        saver,
+        origin_of(job),
+        plan.num_steps,
+        watched.mark,
+        stop_wanted,
+    )
+    if resumption is not None:
+        trainer.go_on(resumption.load(), next_step=resumption.next_step)
     scores = trainer.fit(source.epoch, compute_scores)
     source.close()
     if run is not None:
+        assert saver is not None
+        if saver.got_on:
+            failure_note.say_got_on()
+        if scores is None:
+            failure_note.say_stopped(stop_wanted.why)
+            print(stopped_sentence(saver, stop_wanted.why), flush=True)
+            return
         run.finish(
             {
                 **scores,
@@ -109,6 +119,30 @@ def _train(job: Job, store: GraphStore, watched: Watched) -> None:
                 "edge_cut": manifest.edge_cut,
             }
         )
+
+
+def origin_of(job: Job) -> Origin:
+    """Which run this job is."""
+    config, manifest = job.config, job.parts.manifest
+    read = ("undirected", "split", "split_index", "feature_norm")
+    return Origin(
+        command="train",
+        kernels=str(level.chosen()),
+        device=torch.device(job.device).type,
+        model=new_model(config, manifest.num_features, manifest.num_classes).shape,
+        task=manifest.task,
+        graph=manifest.graph_name,
+        content={
+            "nodes": manifest.num_nodes,
+            "edges": manifest.num_edges,
+            **{f"{name} nodes": count for name, count in manifest.mask_sizes.items()},
+            **{name: manifest.configuration.get(name) for name in read},
+        },
+        checksum=manifest.checksum,
+        trainers=job.assignment.num_trainers,
+        versions=versions(),
+        config=plain(asdict(config)),
+    )
 
 
 def _samplers(

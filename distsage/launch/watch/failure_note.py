@@ -57,6 +57,22 @@ def say_ended_well() -> None:
         running.unlink(missing_ok=True)
 
 
+def say_got_on() -> None:
+    """Tell the batch script that the run has a later checkpoint than it went on from."""
+    _leave("progress", "")
+
+
+def say_stopped(why: str) -> None:
+    """Tell the batch script that the run has stopped early, with a checkpoint."""
+    _leave("stopped", why)
+
+
+def _leave(name: str, text: str) -> None:
+    note = batch_note()
+    if note is not None:
+        Path(f"{note}.{name}").write_text(f"{text}\n")
+
+
 def _running_file() -> Path | None:
     """Is there while the ranks have come up and have not all ended well; None without a script."""
     note = batch_note()

@@ -31,6 +31,9 @@ LOADED_BYTES = 2**20
 _MARK = struct.Struct("=dQB64s")  # time of the last mark, how many, a State, what the rank does
 
 
+_STOP_AT = 1024
+
+
 class State(enum.IntEnum):
     """What a lack of progress says about a rank."""
 
@@ -61,6 +64,10 @@ class Watched:
         self._marks += 1
         what = doing.encode()[:64]
         self._page[: _MARK.size] = _MARK.pack(time.monotonic(), self._marks, state, what)
+
+    def stop_requested(self) -> bool:
+        """Whether the job is to stop at the next step."""
+        return self._page[_STOP_AT] != 0
 
     def allow_startup(self, seconds: float) -> None:
         """Tell the watcher how long start-up may take, as soon as that is known."""

@@ -158,7 +158,13 @@ class _Watcher:
         wake_write.setblocking(False)
         wake_read.setblocking(False)
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for number in (
+            signal.SIGCHLD,
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGUSR1,
+            signal.SIGUSR2,
+        ):
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self.selector.register(wake_read, selectors.EVENT_READ, self._on_signal)
@@ -186,6 +192,8 @@ class _Watcher:
         for number in wake.recv(64):
             if number == signal.SIGCHLD:
                 self._reap()
+            elif number in (signal.SIGUSR1, signal.SIGUSR2):
+                self.page[1024] = 1
             elif number in (signal.SIGTERM, signal.SIGINT):
                 name = signal.Signals(number).name
                 if self.verdict is not None:

@@ -21,7 +21,9 @@ from distsage.partition.run import partition
 from distsage.predict.run import predict
 from distsage.train.local import dense_features, train, without_edges
 from distsage.train.run_directory import RunDirectory
+from distsage.train.tensor_file import read_tensors, write_tensors
 from tests.unit.partition_graphs import random_directed
+from tests.unit.runs import best_of, origin
 
 N = 60
 
@@ -31,9 +33,7 @@ def write_run(path: Path, graph: Graph, config: object, **model_changes: int) ->
     arguments = {"in_features": graph.num_features, "num_classes": graph.num_classes}
     model = GraphSAGE(**arguments | model_changes, hidden=8, num_layers=2, dropout=0.5, seed=3)
     run = RunDirectory.begin(path, config)
-    run.save_model(
-        model, {"model": model.shape, "task": graph.task, "config": vars(config), "graph": "g"}
-    )
+    run.save_model(origin(config, model, task=graph.task), best_of(model))
     return model
 
 
@@ -209,29 +209,26 @@ def damage_weights(run: Path) -> None:
     (run / "model.safetensors").write_bytes(b"not weights")
 
 
-def truncate_description(run: Path) -> None:
-    (run / "model.json").write_text('{"model": ')
-
-
-def forget_the_model(run: Path) -> None:
-    (run / "model.json").write_text("{}")
+def change_the_description(run: Path) -> None:
+    content = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(content.replace(b"multiclass", b"multilabel"))
 
 
 def exchange_the_model(run: Path) -> None:
-    description = json.loads((run / "model.json").read_text())
+    """A whole file, but of weights that are not those of the model that it describes."""
+    weights, description = read_tensors(run / "model.safetensors")
     description["model"]["hidden"] = 9
-    (run / "model.json").write_text(json.dumps(description))
+    write_tensors(run / "model.safetensors", weights, description)
 
 
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (shutil.rmtree, "holds no trained model .cannot read model.json"),
+        (shutil.rmtree, "holds no trained model .cannot read model.safetensors"),
         (lambda run: (run / "model.safetensors").unlink(), "cannot read model.safetensors"),
         (damage_weights, "is damaged"),
-        (truncate_description, "is damaged"),
-        (forget_the_model, "do not belong together"),
-        (exchange_the_model, "do not belong together"),
+        (change_the_description, "is damaged: its checksum is not that of its content"),
+        (exchange_the_model, "is damaged: its weights are not those that it describes"),
     ],
 )
 def test_runs_that_cannot_be_used(trained, damage, sentence):

@@ -14,12 +14,13 @@ from distsage.train.batches import Batch
 from distsage.train.collectives import Collectives
 from distsage.train.loop import Trainer
 from tests.unit.graphs import random_topology
+from tests.unit.runs import origin
 
 NAN = float("nan")
 CONFIG = LocalConfig(dataset="none", fan_out="3,4", eval_every=1)
 
 
-def batches(_: int):
+def batches(*_: object):
     sampled = Sampler(random_topology(60, 300), CONFIG.fan_outs).sample(
         np.arange(10), np.uint64(1), np.uint64(2)
     )
@@ -41,13 +42,8 @@ def batches(_: int):
 )
 def test_a_number_beats_nan_and_nan_beats_no_number(val, best):
     scores = iter([{"val": {"accuracy": value}} for value in val])
-    trainer = Trainer(
-        replace(CONFIG, num_epochs=len(val)),
-        GraphSAGE(5, 8, 3, 2, 0.0, 0),
-        Collectives(),
-        None,
-        {},
-        lambda doing, state: None,
-    )
+    model = GraphSAGE(5, 8, 3, 2, 0.0, 0)
+    config = replace(CONFIG, num_epochs=len(val))
+    trainer = Trainer(config, model, Collectives(), None, origin(config, model), num_steps=1)
     result = trainer.fit(batches, lambda: next(scores))
     assert result["best_epoch"] == best

@@ -11,18 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from distsage.cli import main
 from distsage.config import LocalConfig
 from distsage.errors import UserError
 from distsage.model.graphsage import GraphSAGE
 from distsage.partition.run import partition
+from distsage.train.checkpoint import Checkpoint, weights_of
 from distsage.train.run_directory import RunDirectory
 from tests.unit.partition_graphs import random_directed
+from tests.unit.runs import best_of, origin
 
 CONFIG = LocalConfig(dataset="cora")
 RECORD = {"epoch": 0, "loss": 0.5}
-DESCRIPTION = {"command": "local", "epoch": 3}
+CHECKPOINT = "checkpoints/000001-00000002.safetensors"
 
 
 @contextmanager
@@ -40,31 +43,54 @@ def model(seed: int) -> GraphSAGE:
     return GraphSAGE(in_features=4, hidden=8, num_classes=3, num_layers=2, dropout=0.5, seed=seed)
 
 
+def save_model(run: RunDirectory, model: GraphSAGE) -> None:
+    run.save_model(origin(CONFIG, model), best_of(model))
+
+
+def checkpoint(epoch: int) -> Checkpoint:
+    own = model(epoch)
+    return Checkpoint(
+        origin=origin(CONFIG, own),
+        epoch=epoch,
+        step=2,
+        attempts={},
+        seconds=1.0,
+        elapsed=2.0,
+        loss_sums=torch.zeros(1, dtype=torch.float64),
+        counters=torch.zeros(1, 0, dtype=torch.float64),
+        counter_names=(),
+        weights=weights_of(own),
+        optimizer={},
+        best=None,
+    )
+
+
 def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize(
     ("write", "room", "file"),
     [
         (lambda run: run.record(RECORD), 45, "epochs.jsonl"),
-        (lambda run: run.save_model(model(1), {"epoch": 5}), 400, "model.safetensors"),
-        # The weights fit, what describes them does not: the old ones stay, too.
-        (lambda run: run.save_model(model(1), {"long": "x" * 5000}), 4000, "model.json"),
+        (lambda run: save_model(run, model(1)), 400, "model.safetensors"),
+        (lambda run: run.save_checkpoint(checkpoint(1)), 400, CHECKPOINT),
         (lambda run: run.finish({"long": "x" * 5000}), 4000, "summary.json"),
         (lambda run: RunDirectory.begin(run.path / "next", CONFIG), 40, "next"),
     ],
-    ids=["epochs.jsonl", "model.safetensors", "model.json", "summary.json", "config.yaml"],
+    ids=["epochs.jsonl", "model.safetensors", "checkpoint", "summary.json", "config.yaml"],
 )
 def test_a_full_disk_leaves_every_file_as_it_was(
     write: Callable[[RunDirectory], None], room: int, file: str, tmp_path: Path
 ) -> None:
     run = RunDirectory.begin(tmp_path / "run", CONFIG)
     run.record(RECORD)
-    run.save_model(model(0), DESCRIPTION)
+    save_model(run, model(0))
+    run.save_checkpoint(checkpoint(0))
     before = contents(run.path)
     assert len(before["epochs.jsonl"]) < 45 < 2 * len(before["epochs.jsonl"])
-    assert 400 < len(before["model.safetensors"]) < 4000
+    assert len(before["model.safetensors"]) > 400
     sentence = f"cannot write {run.path / file}: File too large; make room there, or name another"
     with pytest.raises(UserError, match=re.escape(sentence)), room_for(room):
         write(run)
@@ -122,8 +148,9 @@ def test_training_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[s
         main(["local", *options, "--eval-every", "2"])
     assert end.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"distsage: cannot write {run_dir / 'model.safetensors'}: ")
+    first = run_dir / "checkpoints" / "000000-00000000.safetensors"
+    assert said.startswith(f"distsage: cannot write {first}: ")
     assert said.endswith("; make room there, or name another --run-dir\n")
     assert said.count("\n") == 1
-    assert {path.name for path in run_dir.iterdir()} == {"config.yaml", "epochs.jsonl", "owner.txt"}
-    assert len((run_dir / "epochs.jsonl").read_text().splitlines()) == 1
+    assert {path.name for path in run_dir.iterdir()} == {"config.yaml", "checkpoints", "owner.txt"}
+    assert list(first.parent.iterdir()) == []

@@ -1,0 +1,121 @@
+"""Writes what a run leaves behind while the trainers go on. Runs on trainer 0 and the local run."""
+
+import threading
+from typing import Any
+
+from distsage.train.checkpoint import Checkpoint
+from distsage.train.run_directory import RunDirectory
+
+
+class Saver:
+    """A thread that writes to a run directory, in order, so that no trainer waits for the disk.
+
+    Of checkpoints it writes the newest: one that is still waiting when the next one comes is left
+    out. The next call after a write has failed raises its error.
+
+    Args:
+        run: where to write.
+        resumed_at: position of the checkpoint that the run went on from, (0, 0) for a new run.
+    """
+
+    def __init__(self, run: RunDirectory, resumed_at: tuple[int, int]) -> None:
+        self._run = run
+        self._records: list[dict[str, Any]] = []
+        self._checkpoint: Checkpoint | None = None
+        self._written_best = -1
+        self._busy = False
+        self._closed = False
+        self._error: Exception | None = None
+        self._changed = threading.Condition()
+        self.resumed_at = resumed_at
+        self.written: tuple[int, int] | None = None
+        """Position of the last checkpoint that is on the disk."""
+        # A daemon: a rank that fails ends at once.
+        threading.Thread(target=self._write, name="saver", daemon=True).start()
+
+    @property
+    def got_on(self) -> bool:
+        """Whether a later run would go on from further than this one did."""
+        return self.written is not None and self.written > self.resumed_at
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written, or waits for it."""
+        with self._changed:
+            self._raise_error()
+            return self._busy or self._checkpoint is not None
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Have an epoch's record written.
+
+        Raises:
+            UserError: something could not be written before.
+        """
+        with self._changed:
+            self._raise_error()
+            self._records.append(record)
+            self._changed.notify_all()
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Have a checkpoint written, after the records so far.
+
+        Raises:
+            UserError: something could not be written before.
+        """
+        with self._changed:
+            self._raise_error()
+            self._checkpoint = checkpoint
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until all is written. Blocks as long as the disk does.
+
+        Raises:
+            UserError: something could not be written.
+        """
+        with self._changed:
+            while self._error is None and (self._busy or self._records or self._checkpoint):
+                self._changed.wait()
+            self._raise_error()
+
+    def close(self) -> None:
+        """End the thread; what waits is not written any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._closed or self._records or self._checkpoint):
+                    self._changed.wait()
+                if self._closed:
+                    return
+                records, self._records = self._records, []
+                checkpoint, self._checkpoint = self._checkpoint, None
+                self._busy = True
+            try:
+                for record in records:
+                    self._run.record(record)
+                if checkpoint is not None:
+                    self._write_checkpoint(checkpoint)
+            except Exception as error:  # noqa: BLE001 - raised again by the next call
+                with self._changed:
+                    self._error = error
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                if self._error is not None:
+                    return
+
+    def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        best = checkpoint.best
+        if best is not None and best.epoch != self._written_best:
+            self._run.save_model(checkpoint.origin, best)
+            self._written_best = best.epoch
+        self._run.save_checkpoint(checkpoint)
+        self.written = checkpoint.position
