@@ -10,6 +10,7 @@
 #SBATCH --cpus-per-task=4
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append
+#SBATCH --signal=B:USR2@120
 set -euo pipefail
 
 # Every batch script begins with these lines: Slurm runs a copy of it, and what the scripts share is
@@ -28,4 +29,10 @@ done
 source "$root/sbatch/env.sh"
 
 share_cpus 1
-exec python -m distsage local "$@"
+# shellcheck source=sbatch/going_on.sh
+source "$root/sbatch/going_on.sh"
+
+python -m distsage local --resume auto "$@" &
+echo "$(hostname) $!" >"$DISTSAGE_FAILURE_NOTE.running"
+wait_for $!
+end_or_go_on "$status" ""

@@ -11,6 +11,7 @@
 #SBATCH --cpus-per-task=2
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append
+#SBATCH --signal=B:USR2@120
 set -euo pipefail
 
 # Every batch script begins with these lines: Slurm runs a copy of it, and what the scripts share is
@@ -107,10 +108,10 @@ if [[ -n ${DISTSAGE_INTERFACE:-} ]]; then
   options=(--interface "$DISTSAGE_INTERFACE")
 fi
 
-# The first rank that fails leaves a line in this note, and the line is printed last. A launcher may
-# then linger, because it waits for a host that is lost; it is ended.
-export DISTSAGE_FAILURE_NOTE=$DISTSAGE_LOGS/failure-${SLURM_JOB_ID:?}
-rm -f "$DISTSAGE_FAILURE_NOTE"{,.running}
+# shellcheck source=sbatch/going_on.sh
+source "$root/sbatch/going_on.sh"
+# The first rank that fails leaves a line in the failure note, and the line is printed last. A
+# launcher may then linger, because it waits for a host that is lost; it is ended.
 end_lingering() {
   until [[ -e $DISTSAGE_FAILURE_NOTE ]]; do
     sleep 1
@@ -122,21 +123,15 @@ end_lingering() {
 
 say "job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}: $ranks ranks, $ranks_per_host on each of $hosts" \
   "hosts, $OMP_NUM_THREADS threads per trainer, $launcher${version:+ ($version)}"
-"${launch[@]}" python -m mpi4py -m distsage train "${options[@]}" "$@" &
+"${launch[@]}" python -m mpi4py -m distsage train --resume auto "${options[@]}" "$@" &
 job=$!
 end_lingering "$job" >/dev/null 2>&1 &
 watcher=$!
 
-ended_by=
-trap 'ended_by=SIGTERM; kill -TERM "$job" 2>/dev/null || true' TERM
-while true; do
-  status=0
-  { wait "$job" || status=$?; } 2>/dev/null # a trapped signal ends it early
-  kill -0 "$job" 2>/dev/null || break
-done
+wait_for "$job"
 kill "$watcher" 2>/dev/null || true
 
-stat --cached=never "$DISTSAGE_LOGS" >/dev/null || true
+stat --cached=never "$DISTSAGE_LOGS" >/dev/null || true # NFS looks again
 cause=$(cat "$DISTSAGE_FAILURE_NOTE" 2>/dev/null) || true
 if [[ $cause == *": ended by SIGTERM" ]] && ((status > 128 && status != 143)); then
   cause= # not the ranks' end: their launcher ended first, and ended them
@@ -149,18 +144,8 @@ fi
 if [[ $cause == "a mistake in what was given; rank 0 has said which" ]]; then
   cause='' status=2 # Intel MPI's launcher may end with 255 then
 fi
-rm -f "$DISTSAGE_FAILURE_NOTE"{,.running}
-if [[ -n $ended_by ]]; then
-  say "ended by $ended_by (scancel, or the time limit)"
-  exit 143
-elif [[ -n $cause ]]; then
-  say "$cause"
-  # Slurm would run the job again if it had seen first that the host is lost.
-  if [[ $cause == *"its host is lost"* && ${SLURM_RESTART_COUNT:-0} -lt 3 ]]; then
-    scontrol requeue "$SLURM_JOB_ID" 2>/dev/null && sleep 60 # Slurm ends this script
-  fi
-elif [[ $lost ]] || ((status > 128)); then
-  say "$launcher on $(hostname) ended with status $status although no rank failed;" \
-    "was it, or one of its daemons, killed?"
+if [[ -z $cause ]] && { [[ $lost ]] || ((status > 128)); }; then
+  cause="$launcher on $(hostname) ended with status $status although no rank failed; was it, or one of\
+ its daemons, killed?"
 fi
-exit "$status"
+end_or_go_on "$status" "$cause"

@@ -177,8 +177,6 @@ def _train(
     scores = trainer.fit(epoch_batches, compute_scores)
     if gatherer is not None:
         gatherer.shutdown()
-    if saver.got_on:
-        failure_note.say_got_on()
     if scores is None:
         failure_note.say_stopped(stop_wanted.why)
         print(stopped_sentence(saver, stop_wanted.why), flush=True)

@@ -3,6 +3,7 @@
 import threading
 from typing import Any
 
+from distsage.launch.watch import failure_note
 from distsage.train.checkpoint import Checkpoint
 from distsage.train.run_directory import RunDirectory
 
@@ -27,16 +28,11 @@ class Saver:
         self._closed = False
         self._error: Exception | None = None
         self._changed = threading.Condition()
-        self.resumed_at = resumed_at
+        self._resumed_at = resumed_at
         self.written: tuple[int, int] | None = None
         """Position of the last checkpoint that is on the disk."""
         # A daemon: a rank that fails ends at once.
         threading.Thread(target=self._write, name="saver", daemon=True).start()
-
-    @property
-    def got_on(self) -> bool:
-        """Whether a later run would go on from further than this one did."""
-        return self.written is not None and self.written > self.resumed_at
 
     @property
     def busy(self) -> bool:
@@ -119,3 +115,5 @@ class Saver:
             self._written_best = best.epoch
         self._run.save_checkpoint(checkpoint)
         self.written = checkpoint.position
+        if self.written > self._resumed_at:
+            failure_note.say_got_on()

@@ -23,6 +23,7 @@ TOOLS = (
         "basename",
         "bash",
         "cat",
+        "date",
         "dirname",
         "env",
         "head",
@@ -134,7 +135,7 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
-TRAIN = ["python", "-m", "mpi4py", "-m", "distsage", "train"]
+TRAIN = ["python", "-m", "mpi4py", "-m", "distsage", "train", "--resume", "auto"]
 
 
 def test_default_is_one_mpirun_with_a_pair_per_host(site: Site) -> None:
@@ -250,7 +251,8 @@ def test_one_host_scripts_pass_their_arguments_on(site: Site, command: str) -> N
         f"{command}.sh", "--dataset", "a b", SLURM_CPUS_ON_NODE="1", SLURM_NTASKS_PER_NODE="1"
     )
     assert status == 0, errors
-    assert site.called == ["python", "-m", "distsage", command, "--dataset", "a b"]
+    resume = ["--resume", "auto"] if command == "local" else []
+    assert site.called == ["python", "-m", "distsage", command, *resume, "--dataset", "a b"]
     assert site.environment["OMP_NUM_THREADS"] == "1"
 
 
@@ -332,3 +334,128 @@ exec sleep 60"""
     site.install(site.bin / "mpirun", OPEN_MPI, then=then)
     status, _ = site.run("train.sh")
     assert status == 128 + signal.SIGKILL
+
+
+# Stands for scontrol: knows of a preemption, and ends the script when the job is queued again, as
+# Slurm does.
+SCONTROL = """#!/bin/bash
+case "$*" in
+  "show job -o 17") echo "JobId=17 JobState=RUNNING {facts} RunTime=00:00:09" ;;
+  "requeue "*) echo "$2" >"$RECORD.requeued"; {then} ;;
+esac
+"""
+
+
+def add_scontrol(site: Site, facts: str = "PreemptTime=None", *, refuses: bool = False) -> Path:
+    """Returns the file with the number of the job that was queued again."""
+    then = "exit 1" if refuses else "kill -KILL $PPID"
+    (site.bin / "scontrol").write_text(SCONTROL.format(facts=facts, then=then))
+    (site.bin / "scontrol").chmod(0o755)
+    return site.directory / "record.requeued"
+
+
+STOPPED = 'echo "time is short" >"$DISTSAGE_FAILURE_NOTE.stopped"'
+PROGRESS = 'touch "$DISTSAGE_FAILURE_NOTE.progress"'
+LOST = 'echo "rank 2 (server on b): its host is lost (no beat)" >"$DISTSAGE_FAILURE_NOTE"; exit 1'
+PREEMPTED = "PreemptTime=2026-11-26T10:00:00"
+
+
+@pytest.mark.parametrize(
+    ("end", "facts", "settings", "queued", "said"),
+    [
+        (f"{STOPPED}; {PROGRESS}", "PreemptTime=None", {}, "17", None),
+        (STOPPED, "PreemptTime=None", {}, None, "had not got on"),
+        (STOPPED, PREEMPTED, {"SLURM_RESTART_COUNT": "90"}, "17", None),
+        (f"{PROGRESS}; {LOST}", "PreemptTime=None", {"SLURM_RESTART_COUNT": "90"}, "17", None),
+        (LOST, "PreemptTime=None", {"SLURM_RESTART_COUNT": "2"}, "17", None),
+        (LOST, "PreemptTime=None", {"SLURM_RESTART_COUNT": "3"}, None, "its host is lost"),
+        ("exit 0", PREEMPTED, {}, None, None),
+        ("exit 1", PREEMPTED, {}, None, None),
+        (
+            f"{STOPPED}; {PROGRESS}",
+            "PreemptTime=None",
+            {"SLURM_ARRAY_JOB_ID": "15", "SLURM_ARRAY_TASK_ID": "2"},
+            "15_2",
+            None,
+        ),
+    ],
+    ids=[
+        "time limit",
+        "time limit without progress",
+        "preempted",
+        "lost host with progress",
+        "lost host, early",
+        "lost host without progress",
+        "success",
+        "failure",
+        "array",
+    ],
+)
+def test_which_jobs_slurm_runs_again(
+    end: str, facts: str, settings: dict[str, str], queued: str | None, said: str | None, site: Site
+) -> None:
+    site.install(site.bin / "mpirun", OPEN_MPI, then=end)
+    requeued = add_scontrol(site, facts)
+    status, errors = site.run("train.sh", **settings)
+    assert (requeued.read_text().strip() if requeued.exists() else None) == queued
+    assert said is None or said in errors
+    assert status == {"exit 0": 0, "exit 1": 1, LOST: 1}.get(end, 143) or queued
+    assert list((site.directory / "submit" / "logs").iterdir()) == []
+
+
+def test_a_job_that_slurm_does_not_queue_again_says_what_to_do(site: Site) -> None:
+    site.install(site.bin / "mpirun", OPEN_MPI, then=f"{STOPPED}; {PROGRESS}")
+    add_scontrol(site, refuses=True)
+    status, errors = site.run("train.sh")
+    assert status == 143
+    assert errors.splitlines()[-1] == (
+        "distsage: the run has stopped early, because time is short, but Slurm does "
+        "not queue job 17 again; submit it again with the same --run-dir"
+    )
+
+
+@pytest.mark.parametrize("script", ["train.sh", "local.sh"])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_asks_the_run_to_stop(script: str, number: int, site: Site) -> None:
+    """It comes before the ranks have come up, and is passed on when they have."""
+    then = f"""trap '{STOPPED}; exit 0' USR2
+touch "$RECORD.ready"
+sleep 1.5; echo "$(hostname) $$" >"$DISTSAGE_FAILURE_NOTE.running"
+while true; do sleep 0.1; done"""
+    program = site.bin / "mpirun" if script == "train.sh" else site.environment_bin / "python"
+    site.install(program, OPEN_MPI, then=then)
+    add_scontrol(site)
+    with site.start(script, [], {}) as process:
+        wait_for((site.directory / "record.ready").exists)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "the run has stopped early, because time is short, and had not" in errors
+
+
+@pytest.mark.parametrize(("facts", "queued"), [(PREEMPTED, "17"), ("PreemptTime=None", None)])
+def test_sigterm_of_a_preemption_is_told_from_scancel(
+    facts: str, queued: str | None, site: Site
+) -> None:
+    then = f"trap '{PROGRESS}; exit 0' TERM; while true; do sleep 0.1; done"
+    site.install(site.bin / "mpirun", OPEN_MPI, then=then)
+    requeued = add_scontrol(site, facts)
+    with site.start("train.sh", [], {}) as process:
+        wait_for((site.directory / "record.env").exists)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    assert (requeued.read_text().strip() if requeued.exists() else None) == queued
+    assert ("ended by SIGTERM" in errors) == (queued is None)
+
+
+def test_slurm_is_asked_once_when_the_job_ends(site: Site) -> None:
+    site.install(site.bin / "mpirun", OPEN_MPI)
+    (site.bin / "squeue").write_text("#!/bin/sh\necho 2026-11-26T10:00:00\n")
+    (site.bin / "squeue").chmod(0o755)
+    site.run("train.sh", TZ="UTC")
+    assert site.environment["SLURM_JOB_END_TIME"] == "1795687200"
+    site.run("train.sh", SLURM_JOB_END_TIME="1795687201")
+    assert site.environment["SLURM_JOB_END_TIME"] == "1795687201"
+    (site.bin / "squeue").write_text("#!/bin/sh\necho N/A\n")
+    site.run("train.sh")
+    assert site.environment["SLURM_JOB_END_TIME"] == ""
