@@ -83,7 +83,8 @@ def own_directory(path: Path, owner: str, option: str) -> IO[str]:
         UserError: the directory belongs to a process that lives, or cannot be written.
     """
     with explain_write_errors(path, option):
-        path.mkdir(parents=True, exist_ok=True)
+        # What a run leaves behind is its owner's alone.
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Locks on NFS need a file that is open for writing.
         lock = os.fdopen(os.open(path / "owner.txt", os.O_CREAT | os.O_RDWR, 0o666), "r+")
     try:

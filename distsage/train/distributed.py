@@ -5,6 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from distsage.config import TrainConfig
+from distsage.errors import UserError
 from distsage.launch.watch.progress import Watched
 from distsage.launch.watch.watcher import run_watched
 
@@ -57,11 +58,15 @@ def _agree_on_resumption(world: "World", job: "Job") -> "Resumption | None":
     from distsage.train.trainer_rank import origin_of
 
     assignment = job.assignment
-    is_trainer_0 = assignment.role == "trainer" and assignment.trainer_rank == 0
-    own = world.agree(
-        "resume", lambda: find_resumption(job.config, origin_of(job)) if is_trainer_0 else None
-    )
+    own: "Resumption | str | None" = None
+    if assignment.role == "trainer" and assignment.trainer_rank == 0:
+        try:
+            own = find_resumption(job.config, origin_of(job))
+        except UserError as error:
+            own = str(error)  # which all ranks end with
     found = next((one for one in world.gather_all("resume", own) if one is not None), None)
+    if isinstance(found, str):
+        world.leave(f"preflight, resume: {found}")
     if found is not None and world.rank == 0:
         print(found, flush=True)
     if found is not None and found.finished:

@@ -120,7 +120,7 @@ class StopWanted:
         self._end = float("inf")
         end = os.environ.get("SLURM_JOB_END_TIME", "")
         if end.isdecimal():
-            left = int(end) - time.time()
+            left = max(int(end) - time.time(), 0)
             self._end = int(end) - min(_STOP_SECONDS, _STOP_SHARE * left)
 
     def __call__(self) -> bool:

@@ -52,7 +52,7 @@ class RunDirectory:
         """
         run = cls(path)
         with explain_write_errors(path, "--run-dir"):
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
             old = [name for name in _FILES if (path / name).exists()]
             if old:
                 number = 1

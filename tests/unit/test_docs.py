@@ -31,7 +31,7 @@ COMMANDS: dict[str, Any] = {
 }
 OTHERS = {
     "sbatch, srun": "nodes ntasks-per-node cpus-per-task time mem mem-per-cpu gpus-per-node export "
-    "exclusive exclude mpi distribution no-requeue",
+    "exclusive exclude mpi distribution no-requeue signal",
     "mpirun": "hostfile map-by bind-to oversubscribe version",
     "tools/cluster and docker": "hosts rate privileged",
     "every command": "config help",

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from distsage.train.batches import Batch
 from distsage.train.checkpoint import Origin
 from distsage.train.collectives import Collectives
 from distsage.train.loop import Trainer, new_model
-from distsage.train.resumption import begin_run, find_resumption
+from distsage.train.resumption import StopWanted, begin_run, find_resumption
 from distsage.train.run_directory import RunDirectory
 from distsage.train.saver import Saver
 from distsage.train.tensor_file import DamagedError, read_tensors, write_tensors
@@ -273,6 +274,37 @@ def test_an_epoch_that_begins_anew_is_whole(tmp_path: Path) -> None:
     scores = {"val": {"accuracy": 0.5}, "test": {"accuracy": 0.5}}
     assert trainer.fit(source, lambda: scores) is not None
     assert seen == [(1, 0), (2, 0), (3, 0), (4, 0)]
+
+
+@pytest.mark.parametrize(
+    ("left", "asked", "stops"),
+    [
+        (None, False, False),
+        (None, True, True),
+        (3600, False, False),  # two minutes are wanted at the end of an hour
+        (60, False, False),  # and a tenth of a minute
+        (0, False, True),
+        (-10, False, True),
+    ],
+)
+def test_when_a_run_stops_early(
+    left: int | None, asked: bool, stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "" if left is None else str(int(time.time()) + left))
+    stop_wanted = StopWanted(lambda: asked)
+    assert stop_wanted() == stops
+
+
+@pytest.mark.parametrize(("left", "early"), [(36_000, 120), (3600, 120), (600, 60), (60, 6)])
+def test_how_early_it_stops(left: int, early: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = float(int(time.time()))
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(now) + left))
+    monkeypatch.setattr(time, "time", lambda: now)
+    stop_wanted = StopWanted(lambda: False)
+    for seconds, stops in ((left - early - 1, False), (left - early + 1, True)):
+        monkeypatch.setattr(time, "time", lambda seconds=seconds: now + seconds)
+        assert stop_wanted() == stops
+    assert stop_wanted.why == "Slurm's time limit is near"
 
 
 def bad_at(epoch: int, step: int, failing_attempts: int) -> Source:

@@ -125,6 +125,7 @@ def test_a_directory_has_one_owner_as_long_as_that_lives(
     assert said.startswith(belongs)
     assert said.endswith("; name another --run-dir, or wait until it has ended\n")
     assert [path.name for path in run_dir.iterdir()] == ["owner.txt"]
+    assert run_dir.stat().st_mode & 0o777 == 0o700
     for _ in range(2):  # the dead one's, and one's own of before
         main(local)
     assert (run_dir / "earlier-1" / "summary.json").exists()

@@ -1,0 +1,133 @@
+"""A job that is killed, or asked to stop, goes on and comes to the same weights to the last bit."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Partitioned
+from jobs import Job, epochs, train, train_arguments
+
+from distsage.data.datasets import load_graph
+from distsage.train.run_directory import RunDirectory
+
+pytestmark = [pytest.mark.mpi, pytest.mark.timeout(600)]
+
+HOSTS = 3
+OPTIONS = ["--num-epochs=12", "--eval-every=5", "--batch-size=40", "--fan-out=4,4"]
+OPTIONS += ["--num-hidden=16", "--checkpoint-minutes=0.001"]
+
+
+@pytest.fixture(scope="module")
+def parts(partitioned: Partitioned) -> Path:
+    return partitioned(load_graph("synthetic:6000:10"), HOSTS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir: Path = tmp_path_factory.mktemp("undisturbed")
+    train(2 * HOSTS, parts, run_dir, *OPTIONS, hosts=HOSTS)
+    return run_dir
+
+
+def position(run_dir: Path) -> tuple[int, int]:
+    files = RunDirectory(run_dir).checkpoint_files()
+    epoch, _, step = files[0].stem.partition("-") if files else ("0", "", "0")
+    return int(epoch), int(step)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    numbers = ("epoch", "loss", "val", "test", "steps", "edges")
+    a, b = ([{name: r.get(name) for name in numbers} for r in epochs(d)] for d in (one, other))
+    assert a == b
+    mine, its = (RunDirectory(path).load_checkpoint() for path in (one, other))
+    assert mine is not None
+    assert its is not None
+    assert mine.position == its.position == (12, 0)
+    for weights, others in (
+        (mine.weights, its.weights),
+        (mine.optimizer, its.optimizer),
+        (RunDirectory(one).load_model()[1], RunDirectory(other).load_model()[1]),
+    ):
+        assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def in_an_epoch(run_dir: Path) -> Callable[[], bool]:
+    """Whether there is a checkpoint in the middle of an epoch, after the second."""
+    return lambda: position(run_dir) > (2, 0) and position(run_dir)[1] > 0
+
+
+def test_a_killed_job_goes_on(parts: Path, undisturbed: Path, tmp_path: Path) -> None:
+    job = Job(2 * HOSTS, *train_arguments(parts, tmp_path, *OPTIONS, hosts=HOSTS))
+    wait_until(in_an_epoch(tmp_path))
+    os.kill(job.rank_processes()[3], signal.SIGKILL)
+    job.wait(status=None)
+    assert in_an_epoch(tmp_path)()
+    again = train(2 * HOSTS, parts, tmp_path, *OPTIONS, "--resume", "auto", hosts=HOSTS)
+    assert f"going on from {tmp_path} at step " in again.stdout
+    assert_same(undisturbed, tmp_path)
+
+
+@pytest.mark.parametrize("mpi", ["openmpi", "mpich", "intel"])
+def test_a_job_that_is_asked_to_stop_goes_on(
+    mpi: str, parts: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    options = [*OPTIONS, "--checkpoint-minutes=10", "--resume=auto"]
+    job = Job(2 * HOSTS, *train_arguments(parts, tmp_path, *options, hosts=HOSTS), mpi=mpi)
+    wait_until(lambda: (tmp_path / "epochs.jsonl").exists() and len(epochs(tmp_path)) > 1)
+    job.process.send_signal(signal.SIGUSR1)
+    stopped = job.wait(status=0)
+    epoch, step = position(tmp_path)
+    assert (0, 0) < (epoch, step) < (12, 0)
+    sentence = f"stopped at step {step} of epoch {epoch}, because it was asked to; with --resume"
+    assert sentence in stopped.stdout
+    assert not (tmp_path / "summary.json").exists()
+    train(2 * HOSTS, parts, tmp_path, *options, hosts=HOSTS, mpi=mpi)
+    assert_same(undisturbed, tmp_path)
+
+
+def test_another_number_of_trainers_begins_the_epoch_anew(parts: Path, tmp_path: Path) -> None:
+    job = Job(2 * HOSTS, *train_arguments(parts, tmp_path, *OPTIONS, hosts=HOSTS))
+    wait_until(in_an_epoch(tmp_path))
+    os.kill(job.rank_processes()[1], signal.SIGKILL)
+    job.wait(status=None)
+    epoch, step = position(tmp_path)
+    again = train(4 * HOSTS, parts, tmp_path, *OPTIONS, "--resume", "auto", hosts=HOSTS)
+    assert f"going on from {tmp_path} at step {step} of epoch {epoch}\n" in again.stdout
+    assert "6 trainers instead of 3: the epoch begins anew with the weights as they" in again.stdout
+    assert [record["epoch"] for record in epochs(tmp_path)] == list(range(12))
+    assert (
+        epochs(tmp_path)[epoch]["steps"]["per_trainer"]
+        == [epochs(tmp_path)[11]["steps"]["per_trainer"][0]] * 6
+    )
+
+
+def test_a_finished_run_stays_as_it_is(parts: Path, undisturbed: Path) -> None:
+    before = {path: path.read_bytes() for path in undisturbed.rglob("*.*") if path.is_file()}
+    again = train(2 * HOSTS, parts, undisturbed, *OPTIONS, "--resume", "auto", hosts=HOSTS)
+    assert f"{undisturbed} is finished: its 12 epochs are trained; raise --num-epochs" in (
+        again.stdout
+    )
+    after = {path: path.read_bytes() for path in undisturbed.rglob("*.*") if path.is_file()}
+    changed = {path.name for path in after if before.get(path) != after[path]}
+    assert changed <= {"owner.txt", "ip_config.txt", *(f"rank-{r}.txt" for r in range(6))}
+
+
+def test_another_model_is_refused_before_anything_is_loaded(parts: Path, undisturbed: Path) -> None:
+    options = [*OPTIONS, "--num-hidden=32", "--resume=auto"]
+    refused = train(2 * HOSTS, parts, undisturbed, *options, hosts=HOSTS, status=2)
+    lines = [line for line in refused.stderr.splitlines() if line.startswith("distsage: ")]
+    assert len(lines) == 1
+    sentence = f"preflight, resume: {undisturbed} is of another model (hidden 16, not 32); name "
+    assert sentence in lines[0]
+    assert (undisturbed / "summary.json").exists()
