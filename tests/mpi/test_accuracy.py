@@ -30,7 +30,21 @@ TOLERANCE = 1.5
 WORTH = {"pubmed": 2.0, "amazon_photo": 2.0, "tolokers": 3.0}
 
 
-@pytest.fixture(scope="module", params=GRAPHS, ids=lambda graph: graph.name)
+# These run at every level of kernels.
+AT_EVERY_LEVEL = ("pubmed", "tolokers")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(
+            graph,
+            id=graph.name,
+            marks=[pytest.mark.levels] if graph.name in AT_EVERY_LEVEL else [],
+        )
+        for graph in GRAPHS
+    ],
+)
 def real_graph(request: pytest.FixtureRequest) -> RealGraph:
     graph: RealGraph = request.param
     return graph
