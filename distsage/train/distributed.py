@@ -58,7 +58,7 @@ def _agree_on_resumption(world: "World", job: "Job") -> "Resumption | None":
     from distsage.train.trainer_rank import origin_of
 
     assignment = job.assignment
-    own: "Resumption | str | None" = None
+    own: Resumption | str | None = None
     if assignment.role == "trainer" and assignment.trainer_rank == 0:
         try:
             own = find_resumption(job.config, origin_of(job))

@@ -175,6 +175,7 @@ def _train(
     if resumption is not None:
         trainer.go_on(resumption.load(), next_step=resumption.next_step)
     scores = trainer.fit(epoch_batches, compute_scores)
+    saver.close()
     if gatherer is not None:
         gatherer.shutdown()
     if scores is None:

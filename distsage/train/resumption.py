@@ -74,13 +74,18 @@ def find_resumption(config: TrainingOptions, origin: Origin) -> Resumption | Non
     """
     if config.resume == "never":
         return None
-    source = config.run_dir if config.resume == "auto" else Path(config.resume)
-    run = RunDirectory(source)
-    checkpoint = run.load_checkpoint()
+    source = config.run_dir
+    checkpoint = RunDirectory(source).load_checkpoint()
+    if config.resume != "auto" and (
+        checkpoint is None or checkpoint.origin.config.get("resume") != config.resume
+    ):
+        # Not this run already, which has got on since it went on from there.
+        source = Path(config.resume)
+        checkpoint = RunDirectory(source).load_checkpoint()
+        if checkpoint is None:
+            raise UserError(f"--resume {source}: there is no checkpoint; name a run's directory")
     if checkpoint is None:
-        if config.resume == "auto":
-            return None
-        raise UserError(f"--resume {source}: there is no checkpoint; name a run's directory")
+        return None
     next_step, notes = going_on(checkpoint.origin, origin, source)
     trained = checkpoint.epoch >= config.num_epochs
     return Resumption(
@@ -101,8 +106,7 @@ def begin_run(config: TrainingOptions, resumption: Resumption | None) -> RunDire
     """
     if resumption is None:
         return RunDirectory.begin(config.run_dir, config)
-    at = resumption.epoch, resumption.step
-    return RunDirectory.go_on(config.run_dir, config, resumption.source, at)
+    return RunDirectory.go_on(config.run_dir, config, resumption.source, resumption.epoch)
 
 
 class StopWanted:

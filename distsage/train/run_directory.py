@@ -65,25 +65,22 @@ class RunDirectory:
         return run
 
     @classmethod
-    def go_on(cls, path: Path, config: Any, source: Path, at: tuple[int, int]) -> "RunDirectory":
+    def go_on(cls, path: Path, config: Any, source: Path, epoch: int) -> "RunDirectory":
         """Prepare the directory of a run that goes on, and write its present configuration.
 
         Args:
             path: of this run.
             config: of this run, a dataclass.
             source: the directory of the run that it goes on from; may be `path`.
-            at: position of the checkpoint. What that run did later is done again: its records
-                and checkpoints from there on are dropped.
+            epoch: of the checkpoint. The records of this epoch and of later ones are dropped, for
+                they are trained again.
         """
         records = _read_records(source)
         run = cls(path) if source == path else cls.begin(path, config)
         with explain_write_errors(path, "--run-dir"):
             run._write_config(config)
             (path / "summary.json").unlink(missing_ok=True)
-            run._write_records(records, at[0])
-            for file in run.checkpoint_files():
-                if _position(file) > at:
-                    file.unlink()
+            run._write_records(records, epoch)
         return run
 
     def _write_config(self, config: Any) -> None:
@@ -107,13 +104,18 @@ class RunDirectory:
             stream.writelines(line for epoch, line in records if epoch < end)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint and sync it; then drop all but the last two."""
+        """Write a checkpoint and sync it; then drop those before the last two.
+
+        Later ones go, too: a run that goes on from before them does those steps again.
+        """
         path = self._checkpoint_file(*checkpoint.position)
         with explain_write_errors(path, "--run-dir"):
             path.parent.mkdir(exist_ok=True)
             checkpoint.save(path)
-            for old in self.checkpoint_files()[_KEPT_CHECKPOINTS:]:
-                old.unlink()
+            files = self.checkpoint_files()
+            at = files.index(path)
+            for other in (*files[:at], *files[at + _KEPT_CHECKPOINTS :]):
+                other.unlink()
 
     def _checkpoint_file(self, epoch: int, step: int) -> Path:
         return self.path / _CHECKPOINTS / f"{epoch:06d}-{step:08d}.safetensors"
@@ -210,11 +212,6 @@ def _read_records(path: Path) -> list[tuple[int, bytes]]:
             f"cannot go on from {path}: {file} is damaged in line {len(records) + 1} ({error})"
         ) from error
     return records
-
-
-def _position(file: Path) -> tuple[int, int]:
-    epoch, _, step = file.stem.partition("-")
-    return int(epoch), int(step)
 
 
 def plain(value: Any) -> Any:

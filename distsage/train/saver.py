@@ -1,11 +1,17 @@
 """Writes what a run leaves behind while the trainers go on. Runs on trainer 0 and the local run."""
 
 import threading
+import time
 from typing import Any
 
+from distsage.errors import UserError
 from distsage.launch.watch import failure_note
 from distsage.train.checkpoint import Checkpoint
 from distsage.train.run_directory import RunDirectory
+
+# A file system that takes longer for a few files does not work. Training goes on meanwhile, but
+# what it does would be lost.
+_LONGEST_WRITE_SECONDS = 1800.0
 
 
 class Saver:
@@ -25,6 +31,7 @@ class Saver:
         self._checkpoint: Checkpoint | None = None
         self._written_best = -1
         self._busy = False
+        self._busy_since = 0.0
         self._closed = False
         self._error: Exception | None = None
         self._changed = threading.Condition()
@@ -36,9 +43,19 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """Whether a checkpoint is being written, or waits for it."""
+        """Whether a checkpoint is being written, or waits for it.
+
+        Raises:
+            UserError: something could not be written before, or the disk does not answer.
+        """
         with self._changed:
             self._raise_error()
+            if self._busy and time.monotonic() - self._busy_since > _LONGEST_WRITE_SECONDS:
+                raise UserError(
+                    f"writing to {self._run.path} has not ended after "
+                    f"{_LONGEST_WRITE_SECONDS:.0f} s; see whether its file system works, or name "
+                    "another --run-dir"
+                )
             return self._busy or self._checkpoint is not None
 
     def record(self, record: dict[str, Any]) -> None:
@@ -94,6 +111,7 @@ class Saver:
                 records, self._records = self._records, []
                 checkpoint, self._checkpoint = self._checkpoint, None
                 self._busy = True
+                self._busy_since = time.monotonic()
             try:
                 for record in records:
                     self._run.record(record)

@@ -103,6 +103,7 @@ def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: 
     source.close()
     if run is not None:
         assert saver is not None
+        saver.close()
         if scores is None:
             failure_note.say_stopped(stop_wanted.why)
             print(stopped_sentence(saver, stop_wanted.why), flush=True)

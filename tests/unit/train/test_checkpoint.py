@@ -191,8 +191,10 @@ def test_more_epochs_may_be_asked_for(undisturbed: Path, tmp_path: Path) -> None
 def test_another_run_can_be_named(undisturbed: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     run(config(first), 11)
+    assert run(config(second, resume=str(first)), 6) is None  # as when Slurm runs the job again
     run(config(second, resume=str(first)))
     assert_same(undisturbed, second)
+    assert not (second / "earlier-1").exists()
     assert not (first / "summary.json").exists()
     with pytest.raises(UserError, match=f"--resume {tmp_path}: there is no checkpoint"):
         run(config(second, resume=str(tmp_path)))
@@ -254,6 +256,18 @@ def test_what_differs_is_said(
     lines = str(found).splitlines()
     assert lines[0] == f"going on from {tmp_path} at step 2 of epoch 1"
     assert [line.startswith(note) for line in lines[1:]] == ([True] if note else [])
+
+
+def test_an_epoch_that_begins_anew_leaves_its_later_checkpoints_behind(tmp_path: Path) -> None:
+    run(config(tmp_path), 7)
+    assert run(config(tmp_path, batch_size=500), 1) is None
+    files = RunDirectory(tmp_path).checkpoint_files()
+    assert [file.stem for file in files] == ["000001-00000001", "000001-00000000"]
+    resumption = find_resumption(
+        config(tmp_path, batch_size=500), origin(config(tmp_path, batch_size=500))
+    )
+    assert resumption is not None
+    assert (resumption.position, resumption.notes) == ((1, 1), ())
 
 
 def test_an_epoch_that_begins_anew_is_whole(tmp_path: Path) -> None:
