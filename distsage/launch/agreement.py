@@ -75,7 +75,6 @@ class _RankFacts:
         slurm_name: SLURMD_NODENAME.
         nodelist: Slurm's list of the job's hosts.
         addresses: of the host's interfaces.
-        watcher_port: where the rank's watcher listens.
         versions: of what has to be equal everywhere.
     """
 
@@ -83,7 +82,6 @@ class _RankFacts:
     slurm_name: str | None
     nodelist: str | None
     addresses: list[host_lists.Address]
-    watcher_port: int
     versions: dict[str, str]
     level: Level
 
@@ -174,7 +172,6 @@ def reach_agreement(world: World, config: Config, watched: Watched) -> Agreement
             os.environ.get("SLURMD_NODENAME"),
             os.environ.get("SLURM_JOB_NODELIST"),
             host_lists.own_addresses(),
-            watched.port,
             preflight.versions(),
             own_level,
         ),
@@ -205,14 +202,16 @@ def reach_agreement(world: World, config: Config, watched: Watched) -> Agreement
     world.agree("clocks", lambda: preflight.check_clocks(by_host(clocks)))
     addresses = world.agree("addresses", lambda: _addresses(config, hosts, rank_hosts, facts))
     name = world.broadcast("job name", f"{job_name()}.{secrets.token_hex(4)}")
-    own_ip = addresses[assignment.host].ip
+    ip_of = [addresses[one.host].ip for one in everyone]
+    own_ip = ip_of[world.rank]
+    watcher_port = watched.listen(own_ip, caller_ip=ip_of[world.rank - 1])
     with ExitStack() as listeners:
         own_ports: list[int] = []
         if is_first:
             own_ports = listeners.enter_context(preflight.reachable_ports(own_ip, name))
-        listening = world.gather_all("network", own_ports)
+        listening = world.gather_all("network", (watcher_port, own_ports))
         targets = {
-            host: (address.ip, listening[first])
+            host: (address.ip, listening[first][1])
             for host, address, first in zip(hosts, addresses, firsts, strict=True)
         }
         own_host = hosts[assignment.host]
@@ -253,10 +252,7 @@ def reach_agreement(world: World, config: Config, watched: Watched) -> Agreement
         hosts=hosts,
         everyone=everyone,
         addresses=addresses,
-        watchers=[
-            (addresses[one.host].ip, fact.watcher_port)
-            for one, fact in zip(everyone, facts, strict=True)
-        ],
+        watchers=[(ip, port) for ip, (port, _) in zip(ip_of, listening, strict=True)],
         is_first=is_first,
         trainer_on_machine=sum(
             machines[rank] == machines[world.rank]

@@ -21,6 +21,7 @@ from distsage.files import atomic_file, explain_write_errors, own_directory
 from distsage.launch import gpus
 from distsage.launch import hosts as host_lists
 from distsage.launch.agreement import Agreement, reach_agreement
+from distsage.launch.keys import derive_key
 from distsage.launch.ports import find_free_ports
 from distsage.launch.roles import Assignment
 from distsage.launch.stage import stage_part, staged_path
@@ -30,10 +31,9 @@ from distsage.launch.world import World
 from distsage.partition.parts import Parts
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
-
     from distsage.launch.dgl.client import GraphStore
     from distsage.launch.dgl.messages import DGLJob
+    from distsage.launch.rendezvous import Rendezvous
 
 
 # The longest that trainers wait for each other. One may work on its share for hours while the
@@ -54,7 +54,7 @@ class Job:
         parts: the parts to train on, this host's copy if they are staged.
         staged: directory of that copy; None if the parts are not staged.
         dgl: what DGL has to know.
-        store: torch.distributed's rendezvous; trainers only.
+        rendezvous: of the trainers, None on servers.
         device: what this rank's model computes on: "cpu", or a GPU such as "cuda:1".
         owner: the lock of the run directory, which rank 0 holds until it ends; None elsewhere.
     """
@@ -67,7 +67,7 @@ class Job:
     parts: Parts
     staged: Path | None
     dgl: "DGLJob"
-    store: "TCPStore | None"
+    rendezvous: "Rendezvous | None"
     device: str
     owner: IO[str] | None
 
@@ -88,11 +88,16 @@ def start(world: World, config: TrainConfig, watched: Watched) -> Job:
     """
     agreed = reach_agreement(world, config, watched)
     assignment, hosts, parts = agreed.assignment, agreed.hosts, agreed.parts
+    prefix = f"distsage.{os.getuid()}.{agreed.name}.{assignment.host}."
+    staged = None
+    if config.stage is not None:
+        staged = staged_path(config.stage, agreed.name, assignment.host)
+    watched.leave_nothing(prefix, staged)
 
     device = _agree_on_device(world, agreed)
     secret = world.broadcast("job secret", secrets.token_bytes(32))
-    watched.mark("opening ports", State.STARTING)  # trainers import PyTorch for it
-    ports, store = _open_ports(world, agreed)
+    watched.mark("choosing ports")
+    ports = _choose_ports(world, agreed)
     owner = world.agree(
         "run directory", lambda: _prepare_run_directory(world, config, agreed, ports)
     )
@@ -101,7 +106,7 @@ def start(world: World, config: TrainConfig, watched: Watched) -> Job:
         rank=world.rank,
         labels=[f"rank {one.rank} ({one.role} on {hosts[one.host]})" for one in agreed.everyone],
         addresses=agreed.watchers,
-        token=secret.hex(),
+        key=derive_key(secret, "ring of watchers").hex(),
         note=world.broadcast("failure note", _failure_note(world, config)),
         log_directory=str(config.run_dir / "logs"),
         stall_timeout=config.stall_timeout,
@@ -109,17 +114,19 @@ def start(world: World, config: TrainConfig, watched: Watched) -> Job:
     if world.rank == 0:
         _probe_file(config, agreed).unlink()  # all ranks have seen it
     world.agree("logs", lambda: watched.join(ring))
-    staged = None
-    if config.stage is not None:
+    if staged is not None:
         watched.mark("staging its part", State.WAITING)
-        target = staged_path(config.stage, agreed.name, assignment.host)
-        world.agree("staging", lambda: _stage(agreed, target, world.progress))
-        parts = world.agree("staged parts", lambda: Parts.open(target))
-        staged = target
+        world.agree("staging", lambda: _stage(agreed, staged, world.progress))
+        parts = world.agree("staged parts", lambda: Parts.open(staged))
 
     watched.mark("importing DGL", State.STARTING)
     from distsage.launch.dgl.messages import DGLJob
 
+    rendezvous = None
+    if assignment.role == "trainer":
+        from distsage.launch.rendezvous import Rendezvous
+
+        rendezvous = Rendezvous(world)
     return Job(
         config=config,
         assignment=assignment,
@@ -133,12 +140,12 @@ def start(world: World, config: TrainConfig, watched: Watched) -> Job:
             ip=agreed.own_address.ip,
             servers=[(a.ip, port) for a, port in zip(agreed.addresses, ports, strict=True)],
             part_config=parts.dgl_config,
-            prefix=f"distsage.{os.getuid()}.{agreed.name}.{assignment.host}.",
+            prefix=prefix,
             secret=secret,
             startup_timeout=config.startup_timeout,
             feature_dtype=config.feat_dtype,
         ),
-        store=store,
+        rendezvous=rendezvous,
         device=device,
         owner=owner,
     )
@@ -173,53 +180,20 @@ def release_stage(job: Job) -> None:
         shutil.rmtree(job.staged)
 
 
-def _open_ports(world: World, agreed: Agreement) -> "tuple[list[int], TCPStore | None]":
-    """Find every host's server ports, and open the trainers' rendezvous. Collective.
+def _choose_ports(world: World, agreed: Agreement) -> list[int]:
+    """Find free ports for every host's servers. Collective.
 
     Returns:
-        The port of each host's main server, and the rendezvous (trainers only).
+        The port of each host's main server.
     """
-    assignment, timeout = agreed.assignment, world.timeout
+    assignment = agreed.assignment
     port = 0
     if agreed.is_first:
         port = find_free_ports(agreed.own_address.ip, assignment.pairs_per_host, agreed.name)
-    is_trainer_0 = assignment.role == "trainer" and assignment.trainer_rank == 0
-    store = _open_store(agreed, timeout) if is_trainer_0 else None
-    ports = world.gather_all("ports", (assignment.host, port, store.port if store else 0))
-    store_port = max(store_port for _, _, store_port in ports)
-    if assignment.role == "trainer" and store is None:
-        store = _join_store(agreed, store_port, timeout)
     by_host = [0] * len(agreed.hosts)
-    for host, first_port, _ in ports:
+    for host, first_port in world.gather_all("ports", (assignment.host, port)):
         by_host[host] = max(by_host[host], first_port)
-    return by_host, store
-
-
-def _open_store(agreed: Agreement, timeout: float) -> "TCPStore":
-    """Open the trainers' rendezvous on a port that the system picks. On trainer 0."""
-    from torch.distributed import TCPStore
-
-    return TCPStore(
-        agreed.own_address.ip,
-        0,
-        agreed.assignment.num_trainers,
-        is_master=True,
-        timeout=timedelta(seconds=timeout),
-        wait_for_workers=False,
-    )
-
-
-def _join_store(agreed: Agreement, port: int, timeout: float) -> "TCPStore":
-    """Connect to the rendezvous that trainer 0 has opened. On the other trainers."""
-    from torch.distributed import TCPStore
-
-    return TCPStore(
-        agreed.addresses[0].ip,
-        port,
-        agreed.assignment.num_trainers,
-        is_master=False,
-        timeout=timedelta(seconds=timeout),
-    )
+    return by_host
 
 
 def _prepare_run_directory(
@@ -282,14 +256,13 @@ def connect(job: Job, watched: Watched) -> "GraphStore":
     """
     from distsage.launch.dgl.client import GraphStore, wait_for_listener
 
-    assignment, store = job.assignment, job.store
-    assert store is not None
+    assignment, rendezvous = job.assignment, job.rendezvous
+    assert rendezvous is not None
     own = job.addresses[assignment.host]
     port = job.port + assignment.pair_on_host
     watched.mark("waiting for the servers to load their parts", State.WAITING)
     wait_for_listener(own.ip, port)
-    store.set(f"listening/{assignment.trainer_rank}", "")
-    store.wait([f"listening/{rank}" for rank in range(assignment.num_trainers)], _LONGEST_WAIT)
+    rendezvous.meet("listening")
     watched.mark("connecting to the servers", State.STARTING)
     graph_store = GraphStore(job.dgl, job.parts.manifest.graph_name, job.parts.offsets)
 
@@ -300,7 +273,7 @@ def connect(job: Job, watched: Watched) -> "GraphStore":
     os.environ["NCCL_SOCKET_IFNAME"] = f"={own.interface}"
     torch.distributed.init_process_group(
         "gloo" if job.device == "cpu" else "cpu:gloo,cuda:nccl",
-        store=store,
+        store=rendezvous,
         rank=assignment.trainer_rank,
         world_size=assignment.num_trainers,
         timeout=_LONGEST_WAIT,

@@ -18,7 +18,7 @@ T = TypeVar("T")
 POLL_SECONDS = 0.005
 # Ranks that wait hear of progress at most this often.
 PROGRESS_SECONDS = 1.0
-_VALUE, _PROGRESS = 1, 2  # tags
+_VALUE, _PROGRESS, _POST = 1, 2, 3  # tags
 
 
 class World:
@@ -42,6 +42,7 @@ class World:
         self._told = time.monotonic()
         self._deadline = self._told
         self._sent: list[MPI.Request] = []
+        self._posted: list[MPI.Request] = []
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
         self.timeout = timeout
@@ -137,6 +138,21 @@ class World:
             if time.monotonic() > self._deadline:
                 raise TimeoutError(f"{what}: {self.label(rank)} does not take its message")
             time.sleep(POLL_SECONDS)
+
+    def post(self, rank: int, value: object) -> None:
+        """Send a value to a rank other than 0, which takes it with `posted`. Does not block."""
+        assert rank != 0, "rank 0 would take it for an answer in a collective"
+        self._posted.append(self.comm.isend(value, dest=rank, tag=_POST))
+
+    def posted(self) -> Any:
+        """A value that some rank has posted to this one; None if there is none. Does not block."""
+        message = self.comm.improbe(MPI.ANY_SOURCE, _POST)
+        return None if message is None else message.recv()
+
+    def all_taken(self) -> bool:
+        """Whether MPI has delivered what this rank has posted. Does not block."""
+        self._posted = [request for request in self._posted if not request.test()[0]]
+        return not self._posted
 
     def broadcast(self, what: str, value: T | None) -> T:
         """Give every rank the value that rank 0 passes. Collective; blocks as `gather_all` does."""

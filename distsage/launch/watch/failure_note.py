@@ -1,13 +1,22 @@
 """The failure note: a file that says why the job ended, written by the first watcher that knows.
 
 It lies on a file system that all hosts see. A batch script that names it in DISTSAGE_FAILURE_NOTE
-prints it when all is over, and finds beside it whether the ranks had come up.
+prints it when all is over, and finds beside it what else the ranks tell it, in files whose names
+begin like the note's:
+
+    .running    the ranks have come up, and have not all ended well: `HOST PID` of rank 0's watcher
+    .ended      all ranks have ended well, whatever becomes of their launcher
+    .progress   the run has got on since it began or went on
+    .stopped    the run has stopped with a checkpoint because it was asked to; why
 """
 
 import contextlib
 import enum
 import os
+import socket
 from pathlib import Path
+
+from distsage.files import atomic_file
 
 # In the note: sbatch/train.sh has Slurm run such a job again.
 HOST_LOST = "its host is lost"
@@ -42,38 +51,37 @@ def claim(note: str | None, line: str) -> Claim:
     return Claim.WRITTEN
 
 
+def is_claimed(note: str) -> bool:
+    """Whether a watcher has said why the job ends."""
+    return os.path.exists(note)
+
+
 def say_running() -> None:
-    """Tell the batch script, if there is one, that the ranks have come up."""
-    running = _running_file()
-    if running is not None:
-        with contextlib.suppress(OSError):  # the job can do without, as without the note
-            running.touch()
+    """Tell the batch script, if there is one, that the ranks have come up. From rank 0's watcher."""
+    _say("running", f"{socket.gethostname()} {os.getpid()}")
 
 
 def say_ended_well() -> None:
     """Tell the batch script, if there is one, that all ranks have ended well."""
-    running = _running_file()
-    if running is not None:
-        running.unlink(missing_ok=True)
+    _say("ended")
+    note = batch_note()
+    if note:
+        Path(f"{note}.running").unlink(missing_ok=True)
 
 
 def say_got_on() -> None:
-    """Tell the batch script that the run has a later checkpoint than it went on from."""
-    _leave("progress", "")
+    """Tell the batch script, if there is one, that the run has got on."""
+    _say("progress")
 
 
 def say_stopped(why: str) -> None:
-    """Tell the batch script that the run has stopped early, with a checkpoint."""
-    _leave("stopped", why)
+    """Tell the batch script, if there is one, that the run has stopped with a checkpoint."""
+    _say("stopped", why)
 
 
-def _leave(name: str, text: str) -> None:
+def _say(what: str, line: str = "") -> None:
+    """Leave a file beside the batch script's note. The job can do without it."""
     note = batch_note()
-    if note is not None:
-        Path(f"{note}.{name}").write_text(f"{text}\n")
-
-
-def _running_file() -> Path | None:
-    """Is there while the ranks have come up and have not all ended well; None without a script."""
-    note = batch_note()
-    return Path(f"{note}.running") if note else None
+    if note:
+        with contextlib.suppress(OSError), atomic_file(Path(f"{note}.{what}"), "w") as stream:
+            stream.write(f"{line}\n" if line else "")

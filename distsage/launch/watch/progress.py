@@ -24,14 +24,16 @@ from typing import Any, NamedTuple, NoReturn
 from distsage.files import explain_write_errors
 from distsage.launch.watch.ring import Ring
 
-# Has a rank that is in the ring write its stacks to its log.
-DUMP_SIGNAL = signal.SIGUSR2
+# Has a rank that is in the ring write its stacks to its log. None that a launcher may send.
+DUMP_SIGNAL = signal.SIGRTMIN + 5
 # A rank that loads has got on when it has read, written or first touched so much more.
 LOADED_BYTES = 2**20
+# The page that a rank shares with its watcher: a mark, and two bytes that are 0 or 1.
 _MARK = struct.Struct("=dQB64s")  # time of the last mark, how many, a State, what the rank does
-
-
-_STOP_AT = 1024
+_STOP = _MARK.size  # the watcher: the rank is to stop
+_ASKS = _STOP + 1  # the rank: it asks whether it is to stop, and does
+# The watcher answers at once, unless the machine is very busy.
+_ANSWER_SECONDS = 30.0
 
 
 class State(enum.IntEnum):
@@ -51,11 +53,10 @@ Mark = Callable[[str, State], None]
 class Watched:
     """The rank's side: marks progress and talks to its watcher."""
 
-    def __init__(self, page: mmap.mmap, channel: socket.socket, port: int) -> None:
+    def __init__(self, page: mmap.mmap, channel: socket.socket) -> None:
         self._page = page
         self._channel = channel
         self._marks = 0
-        self.port = port
 
     def mark(self, doing: str, state: State = State.WORKING) -> None:
         """Note progress: what the rank does from now on."""
@@ -65,13 +66,58 @@ class Watched:
         what = doing.encode()[:64]
         self._page[: _MARK.size] = _MARK.pack(time.monotonic(), self._marks, state, what)
 
-    def stop_requested(self) -> bool:
-        """Whether the job is to stop at the next step."""
-        return self._page[_STOP_AT] != 0
-
     def allow_startup(self, seconds: float) -> None:
         """Tell the watcher how long start-up may take, as soon as that is known."""
         self._send({"startup_timeout": seconds})
+
+    def listen(self, ip: str, caller_ip: str) -> int:
+        """Have the watcher listen on `ip`, and return the port. Blocks until it does.
+
+        Args:
+            ip: this rank's own.
+            caller_ip: from which alone it takes connections: that of the rank before.
+
+        Raises:
+            OSError: it cannot listen there.
+            TimeoutError: the watcher does not answer.
+        """
+        self._send({"listen": ip, "caller": caller_ip})
+        self._channel.settimeout(_ANSWER_SECONDS)
+        answer = b""
+        try:
+            while not answer.endswith(b"\n"):
+                answer += (piece := self._channel.recv(4096))
+                if not piece:
+                    raise ConnectionError("the watcher has ended")
+        finally:
+            self._channel.settimeout(None)
+        said = json.loads(answer)
+        if "error" in said:
+            raise OSError(f"cannot listen on {ip}: {said['error']}")
+        port: int = said["port"]
+        return port
+
+    def leave_nothing(self, segments: str, staged: Path | None) -> None:
+        """Have the watcher remove what this rank's host may have left, however the rank ends.
+
+        Args:
+            segments: how the names of the host's shared-memory segments begin.
+            staged: directory of the host's copy of its part, if it has one.
+        """
+        self._send({"segments": segments, "staged": str(staged) if staged else None})
+
+    def stop_requested(self) -> bool:
+        """Whether the job was asked to stop, with a checkpoint, by a signal to any watcher.
+
+        From the first call on the watcher counts on this rank to ask again soon, and to stop. Ranks
+        may learn of a request at different times: they have to agree on when they stop.
+        """
+        self._page[_ASKS] = 1
+        return self._page[_STOP] != 0
+
+    def finish(self) -> None:
+        """Tell the watcher that this rank has done all that the job needs."""
+        self._send({"finished": True})
 
     def join(self, ring: Ring) -> None:
         """Let the watcher join the ring. From here on stacks and C++ messages go to the log.
@@ -127,6 +173,21 @@ def last_mark(page: mmap.mmap) -> LastMark:
     """Read the page that a rank marks its progress in."""
     when, marks, state, doing = _MARK.unpack_from(page, 0)
     return LastMark(when, marks, State(state), doing.rstrip(b"\0").decode(errors="ignore"))
+
+
+def request_stop(page: mmap.mmap) -> None:
+    """Ask the rank of this page to stop."""
+    page[_STOP] = 1
+
+
+def stop_is_requested(page: mmap.mmap) -> bool:
+    """Whether the rank of this page was asked to stop."""
+    return page[_STOP] != 0
+
+
+def asks_whether_to_stop(page: mmap.mmap) -> bool:
+    """Whether the rank of this page stops when it is asked to."""
+    return page[_ASKS] != 0
 
 
 def loaded_bytes(process: int) -> int:

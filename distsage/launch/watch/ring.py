@@ -19,6 +19,14 @@ LAUNCHER_YIELD_SECONDS = 0.2
 # A rank that waits for others is named so many seconds after one that works would be. Before the
 # ring is there, a watcher waits so much longer than its rank, which can say who did not answer.
 WAIT_SECONDS = 10.0
+# A rank that trains has so long to stop by itself after SIGTERM.
+TERM_SECONDS = 5.0
+# A rank that has done all its work has so long to take leave of MPI and end.
+LEAVE_SECONDS = 20.0
+# A connection to a watcher's port has so long to prove that it is of the job, and no more than
+# MOST_STRANGERS may be about it.
+PROOF_SECONDS = 5.0
+MOST_STRANGERS = 16
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Ring:
         rank: of this rank.
         labels: how messages name each rank.
         addresses: (ip, port) of each rank's watcher.
-        token: known to this job's watchers only; tells them from strangers.
+        key: known to this job's watchers only, in hexadecimal digits; tells them from strangers.
         note: the failure note, a path that all hosts see.
         log_directory: where the ranks' logs lie.
         stall_timeout: seconds without a mark of progress until a rank counts as stuck.
@@ -38,7 +46,7 @@ class Ring:
     rank: int
     labels: Sequence[str]
     addresses: Sequence[tuple[str, int]]
-    token: str
+    key: str
     note: str
     log_directory: str
     stall_timeout: float

@@ -19,44 +19,69 @@ stuck at work has to be named before. So every wait of a rank in the ring is bou
 no bound of its own, which would have to guess how long the others may work.
 
 The first watcher with something to report claims the job's failure note, prints its one line, and
-ends; the ring then falls like dominoes, each watcher taking its rank with it. Runs on every rank.
+ends; the ring then falls like dominoes, each watcher taking its rank with it.
+
+SIGUSR1 and SIGUSR2 ask the job to stop by itself, with a checkpoint; the request goes round the
+ring. SIGTERM asks it, too, but the job has a few seconds only. A rank that has done all its work
+and does not get away from MPI is ended. Whatever a rank's host may have left, its watcher removes.
+
+Strangers can reach a watcher's port. It takes connections from the previous rank's address alone,
+few at a time, and believes nothing that is not signed (`distsage.launch.watch.link`). Runs on every
+rank.
 """
 
 import contextlib
 import ctypes
+import errno
 import json
 import mmap
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from distsage.errors import UserError
 from distsage.launch.watch import failure_note
+from distsage.launch.watch.link import MOST_LINE_BYTES, Lines, Link, News, nonce
 from distsage.launch.watch.progress import (
     DUMP_SIGNAL,
     LOADED_BYTES,
     State,
     Watched,
+    asks_whether_to_stop,
     last_mark,
     loaded_bytes,
+    request_stop,
+    stop_is_requested,
 )
 from distsage.launch.watch.ring import (
     BEAT_SECONDS,
     LAUNCHER_YIELD_SECONDS,
+    LEAVE_SECONDS,
+    MOST_STRANGERS,
+    PROOF_SECONDS,
     SILENCE_SECONDS,
     STOPPED_SECONDS,
+    TERM_SECONDS,
     WAIT_SECONDS,
     YIELD_SECONDS,
     Ring,
 )
+from distsage.limits import SHARED_MEMORY
+
+_END = (signal.SIGTERM, signal.SIGINT)
+_STOP = (signal.SIGUSR1, signal.SIGUSR2)
+# A rank that was killed is gone after so many seconds, unless its disk or network hangs.
+_KILL_SECONDS = 3.0
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass(frozen=True)
@@ -78,6 +103,34 @@ class _Verdict:
     status: int
 
 
+@dataclass
+class _Caller:
+    """A connection to this watcher's port: a stranger, until it has signed a line.
+
+    Attributes:
+        connection: to it.
+        since: when it could begin to prove itself.
+        greeting: the nonce that it was sent.
+        lines: that it sends.
+        link: to it; None until it has replied.
+    """
+
+    connection: socket.socket
+    since: float
+    greeting: bytes = field(default_factory=nonce)
+    lines: Lines = field(default_factory=Lines)
+    link: Link | None = None
+
+
+@dataclass
+class _Called:
+    """A connection to the next watcher; `link` is None until that has greeted."""
+
+    connection: socket.socket
+    lines: Lines = field(default_factory=Lines)
+    link: Link | None = None
+
+
 def run_watched(main: Callable[[Watched], None], startup_timeout: float) -> None:
     """Fork; run `main` in the child and watch it in the parent, which never returns.
 
@@ -90,25 +143,40 @@ def run_watched(main: Callable[[Watched], None], startup_timeout: float) -> None
     """
     assert "mpi4py.MPI" not in sys.modules, "MPI must come up in the child, not before the fork"
     page = mmap.mmap(-1, mmap.PAGESIZE)
-    listener = socket.create_server(("", 0), backlog=16)
     own_end, child_end = socket.socketpair()
-    watched = Watched(page, child_end, listener.getsockname()[1])
+    wake_read, wake_write = socket.socketpair()
+    watched = Watched(page, child_end)
     watched.mark("starting")
+    # Both processes have the watcher told of a signal: whoever sends one may send it to the rank
+    # alone, or to both.
+    for number in (*_END, *_STOP):
+        signal.signal(number, lambda *_: None)
+    wake_write.setblocking(False)
+    signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
     watcher = os.getpid()
     child = os.fork()
     if child != 0:
         child_end.close()
-        _Watcher(child, page, own_end, listener, startup_timeout).run()
+        _Watcher(child, page, own_end, wake_read, startup_timeout).run()
     _end_with(watcher)
     own_end.close()
-    listener.close()
+    wake_read.close()
+    for number in _STOP:  # interrupts no call of the rank; its watcher learns of it by itself
+        signal.signal(number, signal.SIG_IGN)
+    for number in _END:
+        signal.siginterrupt(number, False)
     try:
         main(watched)
     except UserError as error:
         watched.fail(str(error), "", 2)
+    except SystemExit as leaving:
+        if not leaving.code:
+            watched.finish()
+        raise
     except Exception as error:  # noqa: BLE001 - reported, not swallowed: it ends the job
         cause = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
         watched.fail(cause, traceback.format_exc(), 1)
+    watched.finish()
 
 
 def _end_with(parent: int) -> None:
@@ -126,17 +194,23 @@ class _Watcher:
         child: int,
         page: mmap.mmap,
         channel: socket.socket,
-        listener: socket.socket,
+        wake: socket.socket,
         startup_timeout: float,
     ) -> None:
         self.child = child
         self.page = page
         self.channel = channel
-        self.listener = listener
+        self.channel_lines = Lines(most=None)
+        self.wake = wake
         self.startup_timeout = startup_timeout
         self.ring: Ring | None = None
-        self.previous: socket.socket | None = None
-        self.next: socket.socket | None = None
+        self.listener: socket.socket | None = None
+        self.caller_ip = ""
+        self.strangers: dict[socket.socket, _Caller] = {}  # the oldest first
+        self.previous: _Caller | None = None
+        self.next: _Called | None = None
+        self.segments: str | None = None  # how the names of those begin that the rank may leave
+        self.staged: str | None = None
         self.heard = time.monotonic()
         self.marks: list[int] = []  # how many each rank is known to have made
         self.others_moved = self.heard  # when one of the others is last known to have got on
@@ -144,46 +218,39 @@ class _Watcher:
         self.loading_marks = 0
         self.loading_moved = self.heard
         self.done = 0  # a bit for every rank that is known to have ended well
+        self.finished: float | None = None  # when the rank had done all its work
         self.stopped_since: float | None = None
         self.dumped = False
+        self.ended_by: str | None = None  # a signal that asked the job to end
+        self.end_at: float | None = None  # when the time is over that this gave the rank to stop
         self.verdict: _Verdict | None = None
         self.told = False  # another watcher has said why the job ends, and could not note it
         self.leave_at: float | None = None
         self.leave_status = 0
         self.selector = selectors.DefaultSelector()
-        self.buffers: dict[socket.socket, bytes] = {}
 
     def run(self) -> NoReturn:
-        wake_read, wake_write = socket.socketpair()
-        wake_write.setblocking(False)
-        wake_read.setblocking(False)
-        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
-        for number in (
-            signal.SIGCHLD,
-            signal.SIGTERM,
-            signal.SIGINT,
-            signal.SIGUSR1,
-            signal.SIGUSR2,
-        ):
-            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        self.selector.register(wake_read, selectors.EVENT_READ, self._on_signal)
+        self.selector.register(self.wake, selectors.EVENT_READ, self._on_signal)
         self.selector.register(self.channel, selectors.EVENT_READ, self._on_channel)
         self._reap()  # a rank that ended before this process listened for its end
         next_beat = 0.0
         while True:
             for key, _ in self.selector.select(0.25 if self.verdict is None else 0.02):
-                key.data(key.fileobj)
+                connection: Any = key.fileobj
+                if connection.fileno() != -1:  # not forgotten meanwhile
+                    key.data(connection)
             now = time.monotonic()
+            if self.end_at is not None and now >= self.end_at:
+                self._report(f"ended by {self.ended_by}", after=0, status=self.leave_status)
             if self.verdict is not None and now >= self.verdict.due:
                 self._claim(self.verdict)
             if self.leave_at is not None and now >= self.leave_at:
-                if self.child:
-                    os.kill(self.child, signal.SIGKILL)
-                os._exit(self.leave_status)
+                self._leave(self.leave_status)
             if now >= next_beat:
                 next_beat = now + BEAT_SECONDS
-                self._beat()
+                self._beat(now)
                 self._check(now)
 
     # What happens.
@@ -192,18 +259,37 @@ class _Watcher:
         for number in wake.recv(64):
             if number == signal.SIGCHLD:
                 self._reap()
-            elif number in (signal.SIGUSR1, signal.SIGUSR2):
-                self.page[1024] = 1
-            elif number in (signal.SIGTERM, signal.SIGINT):
-                name = signal.Signals(number).name
-                if self.verdict is not None:
-                    self._claim(self.verdict)  # now: the launcher soon kills what has not ended
-                if self.ring is None:
-                    # Another rank has left, and said why; perhaps this one is about to.
-                    self.leave_at = time.monotonic() + YIELD_SECONDS
-                    self.leave_status = 128 + number
-                    continue
-                self._report(f"ended by {name}", after=LAUNCHER_YIELD_SECONDS, status=128 + number)
+            elif number in _STOP:
+                self._request_stop()
+            elif number in _END and self.ended_by is None:
+                self._on_end_signal(signal.Signals(number))
+
+    def _on_end_signal(self, number: signal.Signals) -> None:
+        self.ended_by, self.leave_status = number.name, 128 + number
+        if self.verdict is not None:
+            self._claim(self.verdict)  # now: the launcher soon kills what has not ended
+        if self.ring is None:
+            # Another rank has left, and said why; perhaps this one is about to.
+            self.leave_at = time.monotonic() + YIELD_SECONDS
+            return
+        self._request_stop()
+        # A server has nothing to stop: the trainers that it serves may stop.
+        idle = last_mark(self.page).state == State.IDLE
+        may_stop = self.finished is not None or asks_whether_to_stop(self.page) or idle
+        if may_stop and not failure_note.is_claimed(self.ring.note):
+            self.end_at = time.monotonic() + TERM_SECONDS
+        else:
+            self._report(
+                f"ended by {self.ended_by}",
+                after=LAUNCHER_YIELD_SECONDS,
+                status=self.leave_status,
+            )
+
+    def _request_stop(self) -> None:
+        """Ask this rank, and by the ring all others, to stop with a checkpoint."""
+        if not stop_is_requested(self.page):
+            request_stop(self.page)
+            self._tell_next()
 
     def _reap(self) -> None:
         if self.child == 0:
@@ -216,16 +302,16 @@ class _Watcher:
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
             if self.ring is None:
-                os._exit(0)
-            self.done |= 1 << self.ring.rank
-            self._beat()
-            self._end_if_all_done()
+                self._leave(0)
+            self._note_done()
         elif self.leave_at is not None and code < 0:
-            os._exit(self.leave_status)
+            self._leave(self.leave_status)
         elif code == 2:
             # A user's mistake, which all ranks agreed on and rank 0 has told.
             failure_note.claim(self._note(), failure_note.MISTAKE)
-            os._exit(2)
+            self._leave(2)
+        elif self.ended_by is not None and code == -signal.SIGKILL:
+            self._report(f"ended by {self.ended_by}", after=0, status=self.leave_status)
         else:
             name = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
             self._report(name, after=0, status=128 - code if code < 0 else code)
@@ -236,11 +322,24 @@ class _Watcher:
             self._on_channel(self.channel)
 
     def _on_channel(self, channel: socket.socket) -> None:
-        for message in self._messages(channel):
+        try:
+            data = channel.recv(1 << 20)
+        except ConnectionError:
+            data = b""
+        if not data and channel in self.selector.get_map():
+            self.selector.unregister(channel)  # the rank has ended
+        for line in self.channel_lines.cut(data):
+            message = json.loads(line)
             if "ring" in message:
                 self._join(Ring(**message["ring"]))
+            elif "listen" in message:
+                self._listen(message["listen"], message["caller"])
+            elif "segments" in message:
+                self.segments, self.staged = message["segments"], message["staged"]
             elif "startup_timeout" in message:
                 self.startup_timeout = message["startup_timeout"]
+            elif "finished" in message:
+                self.finished = time.monotonic()
             else:
                 # The rank is alive until this watcher ends it, so nobody sees its end before
                 # its own report; but its exception may itself follow from another rank's end.
@@ -251,117 +350,215 @@ class _Watcher:
                     status=message["status"],
                 )
 
+    def _listen(self, ip: str, caller_ip: str) -> None:
+        """Open this watcher's port, and tell the rank which it is."""
+        answer: dict[str, int | str]
+        try:
+            self.listener = socket.create_server((ip, 0), backlog=128)
+        except OSError as error:
+            answer = {"error": error.strerror or str(error)}
+        else:
+            self.listener.setblocking(False)
+            self.caller_ip = caller_ip
+            self.selector.register(self.listener, selectors.EVENT_READ, self._on_connection)
+            answer = {"port": self.listener.getsockname()[1]}
+        self.channel.sendall(json.dumps(answer).encode() + b"\n")
+
     def _join(self, ring: Ring) -> None:
         self.ring = ring
         self.heard = self.others_moved = time.monotonic()
         self.marks = [0] * len(ring.labels)
         if ring.rank == 0:
             failure_note.say_running()
-        # Watchers that have called earlier wait in the backlog.
-        self.selector.register(self.listener, selectors.EVENT_READ, self._on_connection)
-        if len(ring.addresses) > 1:
-            self._connect()
+        for caller in self.strangers.values():  # they may prove themselves from now on
+            caller.since = self.heard
+            self.selector.register(caller.connection, selectors.EVENT_READ, self._on_caller)
+        self._call_next()
 
-    def _connect(self) -> None:
-        assert self.ring is not None
-        ring = self.ring
-        address = ring.addresses[ring.next]
-        try:
-            ip, port = address
-            self.next = socket.create_connection((ip, port), timeout=1.0)
-        except OSError:
-            self.next = None  # tried again with the next beat; the next watcher counts the silence
-            return
-        self._send_next({"token": ring.token, "done": self.done})
+    # The ring.
 
     def _on_connection(self, listener: socket.socket) -> None:
-        connection, _ = listener.accept()
-        connection.setblocking(False)
-        self.selector.register(connection, selectors.EVENT_READ, self._on_previous)
-
-    def _on_previous(self, connection: socket.socket) -> None:
-        for message in self._messages(connection):
-            if connection is not self.previous:
-                assert self.ring is not None
-                if message.get("token") != self.ring.token:
-                    self._forget(connection)
+        for _ in range(MOST_STRANGERS):  # others wait until the loop comes round again
+            try:
+                connection, (ip, _) = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self.selector.unregister(listener)  # until the next beat
                     return
-                self.previous = connection
-            self.heard = time.monotonic()
-            if message.get("told") and not self.told:
-                self.told = True
-                self._send_next({"told": True})
-            if message.get("dump"):
-                self._dump_stacks()
-            before = self.done
-            self.done |= message.get("done", 0)
-            self._hear_marks(message.get("marks", self.marks))
-            if self.done != before:
-                self._beat()
-                self._end_if_all_done()
+                continue  # the caller has gone
+            if ip != self.caller_ip:
+                connection.close()
+                continue
+            if len(self.strangers) == MOST_STRANGERS:
+                self._forget(next(iter(self.strangers)))
+            connection.setblocking(False)
+            caller = _Caller(connection, time.monotonic())
+            self.strangers[connection] = caller
+            with contextlib.suppress(OSError):
+                connection.send(caller.greeting + b"\n")
+            if self.ring is not None:
+                self.selector.register(connection, selectors.EVENT_READ, self._on_caller)
 
-    def _hear_marks(self, marks: list[int]) -> None:
-        assert self.ring is not None
-        for rank, number in enumerate(marks):
-            if rank != self.ring.rank and number > self.marks[rank]:
-                self.marks[rank] = number
-                self.others_moved = self.heard
-
-    def _messages(self, connection: socket.socket) -> list[dict[str, Any]]:
-        """Read the messages that have come whole; none at the end of the stream."""
+    def _on_caller(self, connection: socket.socket) -> None:
+        caller = self.strangers.get(connection) or self.previous
+        assert caller is not None
         try:
-            data = connection.recv(1 << 20)
-        except ConnectionError:
+            data = connection.recv(MOST_LINE_BYTES)
+            lines = caller.lines.cut(data)
+        except BlockingIOError:
+            return
+        except (ConnectionError, ValueError):
+            data, lines = b"", []
+        try:
+            for line in lines:
+                self._hear(caller, line)
+        except ValueError:
             data = b""
         if not data:
             self._forget(connection)
-            if connection is self.previous:
+            if caller is self.previous:
                 self.previous = None
                 self._on_previous_gone()
-            return []
-        *lines, self.buffers[connection] = (self.buffers.get(connection, b"") + data).split(b"\n")
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError:
-            self._forget(connection)  # a stranger
-            return []
+
+    def _hear(self, caller: _Caller, line: bytes) -> None:
+        """Take a line of whoever calls.
+
+        Raises:
+            ValueError: it is not of this job.
+        """
+        assert self.ring is not None
+        if caller.link is None:
+            key = bytes.fromhex(self.ring.key)
+            caller.link = Link(key, self.ring.previous, self.ring.rank, caller.greeting, line)
+            return
+        news = caller.link.read(line, len(self.ring.labels))
+        if caller is not self.previous:
+            if news is None:
+                raise ValueError("a stranger")
+            del self.strangers[caller.connection]
+            if self.previous is not None:  # it has called again
+                self._forget(self.previous.connection)
+            self.previous = caller
+        if news is not None:
+            self._take(news)
+
+    def _take(self, news: News) -> None:
+        """Learn what the previous watcher knows."""
+        assert self.ring is not None
+        self.heard = time.monotonic()
+        is_new = (news.told and not self.told) or bool(news.done & ~self.done)
+        self.told |= news.told
+        self.done |= news.done
+        for rank, number in enumerate(news.marks):
+            if rank != self.ring.rank and number > self.marks[rank]:
+                self.marks[rank] = number
+                self.others_moved = self.heard
+        if is_new:
+            self._tell_next()
+        if news.stop:
+            self._request_stop()
+        if news.dump:
+            self._dump_stacks()
+        self._end_if_all_done()
 
     def _forget(self, connection: socket.socket) -> None:
-        with contextlib.suppress(KeyError):
+        """Close a connection of the ring."""
+        if connection in self.selector.get_map():
             self.selector.unregister(connection)
-        self.buffers.pop(connection, None)
-        if connection is not self.channel:
-            connection.close()
+        self.strangers.pop(connection, None)
+        connection.close()
 
     def _on_previous_gone(self) -> None:
         assert self.ring is not None
-        rank = self.ring.previous
+        if self.ended_by is not None:  # as it was asked to
+            self._report(
+                f"ended by {self.ended_by}", after=LAUNCHER_YIELD_SECONDS, status=self.leave_status
+            )
         # It may have ended after it claimed the note: then the note is taken, and this report is
         # not printed. A watcher that has claimed nothing was killed.
+        rank = self.ring.previous
         self._report("its watcher was killed", after=LAUNCHER_YIELD_SECONDS, rank=rank)
+
+    def _call_next(self) -> None:
+        """Connect to the next watcher; it greets when the connection is there."""
+        assert self.ring is not None
+        if len(self.ring.addresses) == 1:
+            return
+        connection = socket.socket()
+        connection.setblocking(False)
+        own_ip, _ = self.ring.addresses[self.ring.rank]
+        ip, port = self.ring.addresses[self.ring.next]
+        try:
+            connection.bind((own_ip, 0))
+            connection.connect((ip, port))
+        except BlockingIOError:
+            pass  # it is on its way
+        except OSError:
+            connection.close()  # with the next beat again; the next watcher counts the silence
+            return
+        self.next = _Called(connection)
+        self.selector.register(connection, selectors.EVENT_READ, self._on_called)
+
+    def _on_called(self, connection: socket.socket) -> None:
+        assert self.ring is not None
+        assert self.next is not None
+        try:
+            data = connection.recv(MOST_LINE_BYTES)
+            if self.next.link is not None or not data:
+                raise ConnectionError  # it has gone; and after its greeting it says nothing
+            for greeting in self.next.lines.cut(data)[:1]:
+                reply = nonce()
+                connection.send(reply + b"\n")
+                key = bytes.fromhex(self.ring.key)
+                self.next.link = Link(key, self.ring.rank, self.ring.next, greeting, reply)
+                self._tell_next()
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            self._forget(connection)  # called again with the next beat
+            self.next = None
+
+    def _tell_next(self) -> None:
+        """Tell the next watcher what this one knows."""
+        if self.next is None or self.next.link is None:
+            return
+        line = self.next.link.sign(
+            News(self.done, self.marks, stop_is_requested(self.page), self.dumped, self.told)
+        )
+        # If the next watcher takes no messages, the one after it hears nothing and reports it.
+        with contextlib.suppress(OSError):
+            self.next.connection.send(line)
 
     # What is done about it.
 
-    def _beat(self) -> None:
-        if self.ring is None or len(self.ring.addresses) == 1:
+    def _beat(self, now: float) -> None:
+        """Tell the next watcher what is new, and see to this watcher's port."""
+        if self.listener is not None and self.listener not in self.selector.get_map():
+            self.selector.register(self.listener, selectors.EVENT_READ, self._on_connection)
+        if self.ring is None:
             return
+        for caller in list(self.strangers.values()):
+            if now - caller.since > PROOF_SECONDS:
+                self._forget(caller.connection)
         if self.next is None:
-            self._connect()
-        else:
-            self._send_next({"done": self.done, "marks": self.marks})
+            self._call_next()
+        self._tell_next()
 
-    def _send_next(self, message: dict[str, Any]) -> None:
-        if self.next is not None:
-            # If the next watcher takes no messages, the one after it hears nothing and reports it.
-            with contextlib.suppress(OSError):
-                self.next.sendall(json.dumps(message).encode() + b"\n")
+    def _note_done(self) -> None:
+        """This rank has ended well, or has nothing left to do but to end."""
+        assert self.ring is not None
+        self.done |= 1 << self.ring.rank
+        self._tell_next()
+        self._end_if_all_done()
 
     def _end_if_all_done(self) -> None:
         assert self.ring is not None
         if self.done == (1 << len(self.ring.labels)) - 1:
             if self.ring.rank == 0:
                 failure_note.say_ended_well()
-            os._exit(0)
+            self._leave(0)
 
     def _check(self, now: float) -> None:
         """Look at the rank and at the previous watcher, once a beat."""
@@ -381,6 +578,10 @@ class _Watcher:
                     f"did not come up within {self.startup_timeout:.0f} s ({what})", after=0
                 )
             return
+        if self.finished is not None:
+            if now - self.finished > LEAVE_SECONDS:
+                self._note_done()
+            marked = now
         self.marks[self.ring.rank] = marks + self.loading_marks
         bound = stall = self.ring.stall_timeout
         if state == State.STARTING:
@@ -439,7 +640,7 @@ class _Watcher:
         self.dumped = True
         if self.child:
             os.kill(self.child, DUMP_SIGNAL)
-        self._send_next({"dump": True})
+        self._tell_next()
 
     def _report(
         self,
@@ -487,5 +688,25 @@ class _Watcher:
             with contextlib.suppress(OSError):
                 os.write(2, f"{verdict.trace}{said}".encode())
             if not noted:
-                self._send_next({"told": True})
-        os._exit(verdict.status)
+                self.told = True
+                self._tell_next()
+        self._leave(verdict.status)
+
+    def _leave(self, status: int) -> NoReturn:
+        """End the rank and this watcher, and leave nothing of them on this host."""
+        if self.next is not None:
+            self.next.connection.close()  # the next watcher need not wait for what follows
+        if self.child:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.child, signal.SIGKILL)
+        deadline = time.monotonic() + _KILL_SECONDS
+        while self.child and time.monotonic() < deadline:
+            if os.waitpid(self.child, os.WNOHANG) != (0, 0):
+                break
+            time.sleep(0.005)
+        if self.segments is not None:
+            for segment in SHARED_MEMORY.glob(f"{self.segments}*"):
+                segment.unlink(missing_ok=True)
+        if self.staged is not None:
+            shutil.rmtree(self.staged, ignore_errors=True)
+        os._exit(status)

@@ -216,7 +216,7 @@ def test_a_rank_that_never_joins_is_named(tmp_path):
 def test_the_end_of_a_rank_may_be_told_twice():
     """A rank that ends while its watcher starts: once by looking, once by the signal."""
     own_end, other_end = socket.socketpair()
-    with own_end, other_end, socket.create_server(("127.0.0.1", 0)) as listener:
-        watcher = _Watcher(0, mmap.mmap(-1, mmap.PAGESIZE), own_end, listener, 1.0)
+    with own_end, other_end:
+        watcher = _Watcher(0, mmap.mmap(-1, mmap.PAGESIZE), own_end, other_end, 1.0)
         watcher._reap()
         assert watcher.verdict is None

@@ -42,7 +42,8 @@ def main(watched: Watched) -> None:
         Path(sys.argv[3]),
         sys.argv[4],
     )
-    (directory / f"port-{rank}.tmp").write_text(f"{watched.port} {os.getpid()} {os.getppid()}")
+    port = watched.listen("127.0.0.1", caller_ip="127.0.0.1")
+    (directory / f"port-{rank}.tmp").write_text(f"{port} {os.getpid()} {os.getppid()}")
     os.rename(directory / f"port-{rank}.tmp", directory / f"port-{rank}")
     ports = []
     for other in range(size):
@@ -54,7 +55,7 @@ def main(watched: Watched) -> None:
             rank=rank,
             labels=[f"rank {r} (trainer on host{r})" for r in range(size)],
             addresses=[("127.0.0.1", port) for port in ports],
-            token="t",
+            key="00" * 32,
             note=sys.argv[5],
             log_directory=str(directory),
             stall_timeout=STALL_TIMEOUT,
