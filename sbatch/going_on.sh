@@ -6,10 +6,11 @@
 # What the run tells this script stands in files beside this name:
 #   (nothing)   why it failed: one line of the first rank that did
 #   .running    `HOST PID` of rank 0's watcher, from the start of all ranks to their good end
+#   .ended      all ranks have ended well
 #   .progress   the run has a later checkpoint than it went on from
 #   .stopped    why it stopped early, with a checkpoint
 export DISTSAGE_FAILURE_NOTE=$DISTSAGE_LOGS/failure-${SLURM_JOB_ID:?}
-forget_notes() { rm -f "$DISTSAGE_FAILURE_NOTE"{,.running,.progress,.stopped}; }
+forget_notes() { rm -f "$DISTSAGE_FAILURE_NOTE"{,.running,.ended,.progress,.stopped}; }
 forget_notes
 
 # A run stops by itself when its time is nearly over, where no signal tells it. Slurm is asked once.

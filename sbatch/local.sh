@@ -14,11 +14,11 @@
 set -euo pipefail
 
 # Every batch script begins with these lines: Slurm runs a copy of it, and what the scripts share is
-# in the checkout. That is DISTSAGE_ROOT, or beside the script, or where sbatch was called, or where
-# Slurm says that the original lies.
+# in the checkout. That is DISTSAGE_ROOT, or beside the script, or where Slurm says that the original
+# lies, or where sbatch was called: last, because others may have made that directory.
 original=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null |
-  sed -n 's/^ *Command=\([^ ]*\).*/\1/p') || true
-for root in "${DISTSAGE_ROOT:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" "${original%/*}/.."; do
+  sed -n 's/^ *Command=\(\/[^ ]*\).*/\1/p') || true
+for root in "${DISTSAGE_ROOT:-}" "$(dirname "$0")/.." "${original%/*}/.." "${SLURM_SUBMIT_DIR:-}"; do
   [[ -f $root/sbatch/env.sh ]] && break
 done
 [[ -f $root/sbatch/env.sh ]] || {

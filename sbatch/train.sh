@@ -15,11 +15,11 @@
 set -euo pipefail
 
 # Every batch script begins with these lines: Slurm runs a copy of it, and what the scripts share is
-# in the checkout. That is DISTSAGE_ROOT, or beside the script, or where sbatch was called, or where
-# Slurm says that the original lies.
+# in the checkout. That is DISTSAGE_ROOT, or beside the script, or where Slurm says that the original
+# lies, or where sbatch was called: last, because others may have made that directory.
 original=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null |
-  sed -n 's/^ *Command=\([^ ]*\).*/\1/p') || true
-for root in "${DISTSAGE_ROOT:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" "${original%/*}/.."; do
+  sed -n 's/^ *Command=\(\/[^ ]*\).*/\1/p') || true
+for root in "${DISTSAGE_ROOT:-}" "$(dirname "$0")/.." "${original%/*}/.." "${SLURM_SUBMIT_DIR:-}"; do
   [[ -f $root/sbatch/env.sh ]] && break
 done
 [[ -f $root/sbatch/env.sh ]] || {
@@ -96,28 +96,43 @@ export OMPI_MCA_pml=${OMPI_MCA_pml:-ob1} OMPI_MCA_btl=${OMPI_MCA_btl:-self,tcp}
 if ((EUID == 0)); then
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
+# MPI and its daemons talk over the job's network alone: the one that is named, or the one in which
+# the hosts' names lie.
 options=()
+interface='' network=''
 if [[ -n ${DISTSAGE_INTERFACE:-} ]]; then
-  export OMPI_MCA_btl_tcp_if_include=${OMPI_MCA_btl_tcp_if_include:-$DISTSAGE_INTERFACE}
-  if [[ $DISTSAGE_INTERFACE != */* ]]; then # MPICH and Intel MPI know interfaces by name only
-    export HYDRA_IFACE=${HYDRA_IFACE:-$DISTSAGE_INTERFACE}
-    export I_MPI_HYDRA_IFACE=${I_MPI_HYDRA_IFACE:-$DISTSAGE_INTERFACE}
-    export UCX_NET_DEVICES=${UCX_NET_DEVICES:-$DISTSAGE_INTERFACE}
-    export FI_TCP_IFACE=${FI_TCP_IFACE:-$DISTSAGE_INTERFACE}
-  fi
   options=(--interface "$DISTSAGE_INTERFACE")
+  network=$DISTSAGE_INTERFACE
+  [[ $network == */* ]] || interface=$network
+  if [[ -n $interface ]]; then export UCX_NET_DEVICES=${UCX_NET_DEVICES:-$interface}; fi
+else
+  read -r interface network < <(
+    python -m distsage.launch.job_network "${SLURM_JOB_NODELIST:-}" 2>/dev/null
+  ) || true
+fi
+if [[ -n $network ]]; then
+  export OMPI_MCA_btl_tcp_if_include=${OMPI_MCA_btl_tcp_if_include:-$network}
+  export OMPI_MCA_btl_tcp_disable_family=${OMPI_MCA_btl_tcp_disable_family:-6} # IPv4 only
+  export OMPI_MCA_oob_tcp_if_include=${OMPI_MCA_oob_tcp_if_include:-$network}  # of Open MPI 4
+  export PRTE_MCA_prte_if_include=${PRTE_MCA_prte_if_include:-$network}        # of Open MPI 5
+fi
+if [[ -n $interface ]]; then # MPICH and Intel MPI know interfaces by name only
+  export HYDRA_IFACE=${HYDRA_IFACE:-$interface}
+  export I_MPI_HYDRA_IFACE=${I_MPI_HYDRA_IFACE:-$interface}
+  export FI_TCP_IFACE=${FI_TCP_IFACE:-$interface}
 fi
 
 # shellcheck source=sbatch/going_on.sh
 source "$root/sbatch/going_on.sh"
 # The first rank that fails leaves a line in the failure note, and the line is printed last. A
-# launcher may then linger, because it waits for a host that is lost; it is ended.
+# launcher may then linger, because it waits for a host that is lost, or after a good end because a
+# stranger holds one of its ports; it is ended.
 end_lingering() {
-  until [[ -e $DISTSAGE_FAILURE_NOTE ]]; do
+  until [[ -e $DISTSAGE_FAILURE_NOTE || -e $DISTSAGE_FAILURE_NOTE.ended ]]; do
     sleep 1
     stat --cached=never "$DISTSAGE_LOGS" >/dev/null || true # NFS looks again
   done
-  sleep 3
+  if [[ -e $DISTSAGE_FAILURE_NOTE ]]; then sleep 3; else sleep 10; fi
   kill -TERM "$1" && sleep 2 && kill -KILL "$1"
 }
 
@@ -140,6 +155,9 @@ lost= # ranks that came up, did not end well and left no word
 if [[ -e $DISTSAGE_FAILURE_NOTE.running && ! -e $DISTSAGE_FAILURE_NOTE ]]; then lost=yes; fi
 if [[ $lost || -e $DISTSAGE_FAILURE_NOTE ]] && ((status == 0)); then
   status=1 # some launchers end with status 0 although they have lost ranks
+fi
+if [[ -e $DISTSAGE_FAILURE_NOTE.ended && ! -e $DISTSAGE_FAILURE_NOTE ]]; then
+  status=0 # all ranks have ended well, whatever became of their launcher
 fi
 if [[ $cause == "a mistake in what was given; rank 0 has said which" ]]; then
   cause='' status=2 # Intel MPI's launcher may end with 255 then

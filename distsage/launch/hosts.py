@@ -3,7 +3,7 @@
 import ipaddress
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,6 +198,32 @@ def choose_addresses(
             + "; name the interface with --interface"
         )
     return best
+
+
+def joining_address(
+    own: Sequence[Address], names: Iterable[str], look_up: Callable[[str], str | None]
+) -> Address | None:
+    """The address of this host on the network in which the other hosts' names lie.
+
+    Asks only as long as several networks may be the one. For a launcher that has to be told before
+    the hosts can be asked.
+
+    Args:
+        own: addresses of this host.
+        names: of all hosts.
+        look_up: gives the address that a name stands for; None if it has none.
+    """
+    left = list(own)
+    for name in names:
+        ip = look_up(name)
+        if ip is None or ipaddress.ip_address(ip).is_loopback:
+            continue
+        left = [
+            one for one in left if ipaddress.IPv4Address(ip) in ipaddress.IPv4Network(one.network)
+        ]
+        if len(left) < 2:
+            break
+    return left[0] if len(left) == 1 else None
 
 
 def _wanted_address(host: str, addresses: Sequence[Address], wanted: str) -> Address:

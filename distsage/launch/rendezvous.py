@@ -28,13 +28,14 @@ class Rendezvous(Store):
         self._values: dict[str, bytes] = {}
         self._one_at_a_time = threading.RLock()  # NCCL looks from threads of its own
 
-    def set(self, key: str, value: bytes) -> None:
+    def set(self, key: str, value: str | bytes) -> None:
         """Tell all trainers. Does not block; not collective."""
+        data = value.encode() if isinstance(value, str) else bytes(value)
         with self._one_at_a_time:
-            self._values[key] = bytes(value)
+            self._values[key] = data
             for rank in self._trainers:
                 if rank != self._world.rank:
-                    self._world.post(rank, (key, bytes(value)))
+                    self._world.post(rank, (key, data))
 
     def get(self, key: str) -> bytes:
         """The value that a trainer has set. Blocks until it is known here, as `wait` does."""
@@ -77,5 +78,5 @@ class Rendezvous(Store):
         Args:
             where: a name that is used once.
         """
-        self.set(f"{where}/{self._world.rank}", b"")
+        self.set(f"{where}/{self._world.rank}", "")
         self.wait([f"{where}/{rank}" for rank in self._trainers])

@@ -57,7 +57,7 @@ def is_claimed(note: str) -> bool:
 
 
 def say_running() -> None:
-    """Tell the batch script, if there is one, that the ranks have come up. From rank 0's watcher."""
+    """Tell the batch script, if there is one, that the ranks have come up. In rank 0's watcher."""
     _say("running", f"{socket.gethostname()} {os.getpid()}")
 
 

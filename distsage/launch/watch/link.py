@@ -1,9 +1,9 @@
 """The lines that one watcher of a job sends the next: signed, so that nobody else's count.
 
-The watcher that is called greets with a nonce. The caller replies with a nonce of its own. From the
-ring's key, both nonces and both ranks they derive the key of this connection, and the caller signs
-every line under it. The keys themselves never cross the network. A line that was recorded on another
-connection has the wrong signature, and one that is repeated has an old number.
+The watcher that is called greets with a nonce. The caller replies with a nonce of its own. From
+the ring's key, both nonces and both ranks they derive the key of this connection, and the caller
+signs every line under it. The keys themselves never cross the network. A line that was recorded on
+another connection has the wrong signature, and one that is repeated has an old number.
 """
 
 import hmac
@@ -99,7 +99,7 @@ class Link:
     def read(self, line: bytes, ranks: int) -> News | None:
         """What a line says; None if it is not the caller's, or was read before.
 
-        Numbers may be missing: where bytes of a stranger's have spoiled a line, the next one counts.
+        Numbers may be missing: where a stranger's bytes have spoiled a line, the next one counts.
 
         Raises:
             ValueError: the caller has signed what is no news of a ring of so many ranks.

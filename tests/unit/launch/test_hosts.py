@@ -11,6 +11,7 @@ from distsage.launch.hosts import (
     choose_addresses,
     emulated_addresses,
     expand_nodelist,
+    joining_address,
     name_hosts,
     order_hosts,
     own_addresses,
@@ -169,3 +170,24 @@ def test_ip_config_that_does_not_fit_the_job(tmp_path, listed, sentence):
     check_ip_config(tmp_path, ["10.1.0.1", "10.0.0.2"], ["a", "b"], addresses)
     with pytest.raises(UserError, match=sentence):
         check_ip_config(tmp_path, listed, ["a", "b"], addresses)
+
+
+ETH0 = Address("eth0", "10.1.0.4", "10.1.0.0/16", 1000)
+IB0 = Address("ib0", "10.2.0.4", "10.2.0.0/16", 100_000)
+
+
+@pytest.mark.parametrize(
+    ("own", "names", "found"),
+    [
+        ([ETH0, IB0], {"a": "10.1.0.4", "b": "10.1.0.5"}, ETH0),
+        ([ETH0, IB0], {"a": "10.2.0.4", "b": "10.2.0.5"}, IB0),
+        ([ETH0, IB0], {"a": "127.0.1.1", "b": "10.2.0.5"}, IB0),  # as Debian names itself
+        ([ETH0, IB0], {"a": None, "b": "10.2.0.5"}, IB0),
+        ([ETH0, IB0], {"a": "10.1.0.4"}, ETH0),
+        ([ETH0, IB0], {"a": "127.0.1.1", "b": None}, None),
+        ([ETH0, IB0], {"a": "192.0.2.1"}, None),
+        ([], {"a": "10.1.0.4"}, None),
+    ],
+)
+def test_the_network_of_the_hosts_names(own, names, found):
+    assert joining_address(own, names, names.get) == found

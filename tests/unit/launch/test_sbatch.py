@@ -41,6 +41,7 @@ RECORDER = """#!/bin/bash
 case "$*" in
   --version) echo "{version}"; exit 0 ;;
   -c*) exit 0 ;;
+  *distsage.launch.job_network*) echo "$HOSTS_NETWORK"; exit 0 ;;
 esac
 printf '%s\\n' "$(basename "$0")" "$@" >"$RECORD"
 env >"$RECORD.env"
@@ -231,6 +232,23 @@ def test_interface_reaches_mpi_and_distsage_and_the_command_line_wins(site: Site
     assert not set(names) & set(site.environment)
 
 
+def test_mpi_is_held_to_the_network_of_the_hosts_names(site: Site) -> None:
+    site.install(site.bin / "mpirun", OPEN_MPI)
+    found = {"HOSTS_NETWORK": "eth1 10.2.0.0/16"}
+    assert site.run("train.sh", **found)[0] == 0
+    environment = site.environment
+    networks = ("btl_tcp_if_include", "oob_tcp_if_include")
+    names = [*(f"OMPI_MCA_{name}" for name in networks), "PRTE_MCA_prte_if_include"]
+    assert [environment[name] for name in names] == ["10.2.0.0/16"] * 3
+    assert environment["OMPI_MCA_btl_tcp_disable_family"] == "6"
+    names = ["HYDRA_IFACE", "I_MPI_HYDRA_IFACE", "FI_TCP_IFACE"]
+    assert [environment[name] for name in names] == ["eth1"] * 3
+    assert site.called[-1] == "train"  # the ranks choose by themselves
+    site.run("train.sh", **found, OMPI_MCA_btl_tcp_if_include="ib0", HYDRA_IFACE="ib0")
+    assert site.environment["OMPI_MCA_btl_tcp_if_include"] == "ib0"
+    assert site.environment["HYDRA_IFACE"] == "ib0"
+
+
 def test_trainers_share_the_cpus_that_slurm_gave(site: Site) -> None:
     site.install(site.bin / "mpirun", OPEN_MPI)
     (site.bin / "nproc").unlink()
@@ -270,6 +288,29 @@ def test_the_checkout_is_found_from_the_submit_directory_or_from_slurm(
     scontrol.write_text(f"#!/bin/sh\necho '   Command={SBATCH / script} --parts a/b'\n")
     scontrol.chmod(0o755)
     assert site.run(script, DISTSAGE_ROOT="unset")[0] == 0
+
+
+@pytest.mark.parametrize("script", ["train.sh", "partition.sh", "local.sh"])
+@pytest.mark.parametrize("command", ["{script}", "(null)"])
+def test_the_directory_where_sbatch_was_called_is_not_believed_before_the_checkout(
+    site: Site, script: str, command: str
+) -> None:
+    """Somebody else may have made it, and `env.sh` in it."""
+    site.install(site.bin / "mpirun", OPEN_MPI)
+    submit = site.directory / "submit"
+    for theirs in (submit / "sbatch", submit / "(null)" / ".." / "sbatch"):
+        theirs.mkdir(parents=True, exist_ok=True)
+    (submit / "sbatch" / "env.sh").write_text('touch "$RECORD.stranger"; exit 9\n')
+    says = command.format(script=SBATCH / script)
+    scontrol = site.bin / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho '   Command={says}'\n")
+    scontrol.chmod(0o755)
+    settings = {"DISTSAGE_ROOT": "unset"}
+    if command == "(null)":  # a script from standard input: Slurm knows no file of it
+        settings = {"SLURM_SUBMIT_DIR": "unset", "DISTSAGE_ROOT": "unset"}
+    status, _ = site.run(script, **settings)
+    assert status == (2 if command == "(null)" else 0)
+    assert not (site.directory / "record.stranger").exists()
 
 
 @pytest.mark.parametrize(
@@ -459,3 +500,14 @@ def test_slurm_is_asked_once_when_the_job_ends(site: Site) -> None:
     (site.bin / "squeue").write_text("#!/bin/sh\necho N/A\n")
     site.run("train.sh")
     assert site.environment["SLURM_JOB_END_TIME"] == ""
+
+
+def test_job_whose_ranks_have_all_ended_well_has_succeeded(site: Site) -> None:
+    """Also when its launcher waits for ever, because a stranger holds one of its ports."""
+    then = """trap '' TERM
+touch "$DISTSAGE_FAILURE_NOTE.ended"
+exec sleep 60"""
+    site.install(site.bin / "mpirun", OPEN_MPI, then=then)
+    status, errors = site.run("train.sh")
+    assert (status, len(errors.splitlines())) == (0, 1), errors
+    assert list((site.directory / "submit" / "logs").iterdir()) == []
