@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from distsage.launch.watch import failure_note
 from distsage.launch.watch.watcher import _Watcher
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "watched_program.py"
@@ -166,6 +168,144 @@ def test_a_stopped_watcher_is_missed_by_the_next_one(tmp_path):
             rank.kill()
     assert "distsage: rank 1 (trainer on host1): its watcher is stopped" in output
     assert output.count("distsage: ") == 1
+
+
+def start_ring(directory, behaviours, **settings):
+    """One process per behaviour, started and not waited for."""
+    root = PROGRAM.parents[3]
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, PROGRAM, str(rank), str(len(behaviours))),
+                *(directory, behaviour, directory / "note"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(root), **settings},
+        )
+        for rank, behaviour in enumerate(behaviours)
+    ]
+
+
+def end_ring(ranks):
+    """What all ranks printed, and their statuses."""
+    try:
+        output = "".join(rank.communicate(timeout=60)[0] for rank in ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return output, [rank.returncode for rank in ranks]
+
+
+def wait_for_files(directory, pattern, count):
+    deadline = time.monotonic() + 45
+    while len(list(directory.glob(pattern))) < count:
+        assert time.monotonic() < deadline, pattern
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [
+        *(
+            (number, to)
+            for number in (signal.SIGUSR1, signal.SIGUSR2)
+            for to in ("watcher", "both")
+        ),
+        (signal.SIGTERM, "all"),
+    ],
+)
+def test_a_signal_to_a_watcher_asks_all_ranks_to_stop(tmp_path, number, to):
+    ranks = start_ring(tmp_path, ["idle-until-asked", "asks", "asks"])
+    wait_for_files(tmp_path, "asks-?", 3)
+    for rank in range(3 if to == "all" else 1):
+        words = (tmp_path / f"port-{rank}").read_text().split()
+        for pid in words[1:] if to != "watcher" else words[2:]:
+            os.kill(int(pid), number)
+    assert end_ring(ranks) == ("", [0] * 3)
+    assert not (tmp_path / "note").exists()
+
+
+def test_sigterm_to_a_rank_alone_reaches_its_watcher(tmp_path):
+    ranks = start_ring(tmp_path, ["wait", "stuck", "wait"])
+    wait_for_files(tmp_path, "rank-?.txt", 3)
+    os.kill(int((tmp_path / "port-1").read_text().split()[1]), signal.SIGTERM)
+    output, statuses = end_ring(ranks)
+    assert output == "distsage: rank 1 (trainer on host1): ended by SIGTERM\n"
+    assert statuses[1] == 143
+
+
+def test_a_rank_that_does_not_stop_is_ended(tmp_path):
+    ranks = start_ring(tmp_path, ["idle", "asks-in-vain", "idle"])
+    wait_for_files(tmp_path, "asks-1", 1)
+    wait_for_files(tmp_path, "rank-?.txt", 3)
+    os.kill(ranks[1].pid, signal.SIGTERM)
+    output, statuses = end_ring(ranks)
+    assert (tmp_path / "asks-1-and-knows").exists()
+    assert output == "distsage: rank 1 (trainer on host1): ended by SIGTERM\n"
+    assert statuses[1] == 143
+    assert no_rank_survives(tmp_path)
+
+
+def test_a_rank_is_asked_to_stop_before_the_ring_is_there(tmp_path):
+    (tmp_path / "hold").touch()
+    ranks = start_ring(tmp_path, ["idle-until-asked", "asks"])
+    wait_for_files(tmp_path, "port-?", 2)
+    os.kill(ranks[0].pid, signal.SIGUSR2)
+    (tmp_path / "hold").unlink()
+    assert end_ring(ranks) == ("", [0] * 2)
+
+
+def test_ranks_that_have_done_all_their_work_need_not_get_away_from_mpi(tmp_path):
+    ranks = start_ring(tmp_path, ["leave-in-vain", "until-enough", "leave-in-vain"])
+    wait_for_files(tmp_path, "serves-1", 1)
+    time.sleep(1)
+    assert ranks[0].poll() is None
+    (tmp_path / "enough").touch()
+    assert end_ring(ranks) == ("", [0] * 3)
+    assert no_rank_survives(tmp_path)
+
+
+@pytest.mark.parametrize("behaviour", ["good", "raise", "abort", "terminate-watcher"])
+def test_a_watcher_leaves_nothing_of_its_rank(tmp_path, behaviour):
+    segments = [Path(f"/dev/shm/distsage.test.{tmp_path.name}.{rank}.x") for rank in (0, 1, 10)]
+    staged = [tmp_path / f"staged-{rank}" for rank in (0, 1, 10)]
+    try:
+        for path in segments:
+            path.touch()
+        for path in staged:
+            (path / "part0").mkdir(parents=True)
+            (path / "part0" / "x").touch()
+        run_ring(tmp_path, ["good" if behaviour == "good" else "wait", behaviour])
+        assert [path.exists() for path in (*segments, *staged)] == [False, False, True] * 2
+    finally:
+        for path in segments:
+            path.unlink(missing_ok=True)
+
+
+def test_the_batch_script_learns_where_rank_0_is_watched_and_how_all_ended(tmp_path):
+    note = tmp_path / "batch-note"
+    ranks = start_ring(tmp_path, ["until-enough", "until-enough"], DISTSAGE_FAILURE_NOTE=str(note))
+    wait_for_files(tmp_path, "serves-?", 2)
+    running = Path(f"{note}.running")
+    assert running.read_text() == f"{socket.gethostname()} {ranks[0].pid}\n"
+    (tmp_path / "enough").touch()
+    assert end_ring(ranks) == ("", [0] * 2)
+    assert sorted(path.name for path in tmp_path.glob("batch-note*")) == ["batch-note.ended"]
+
+
+def test_the_batch_script_is_told_of_progress_and_of_a_stop(tmp_path, monkeypatch):
+    monkeypatch.delenv("DISTSAGE_FAILURE_NOTE", raising=False)
+    failure_note.say_got_on()
+    failure_note.say_stopped("preempted")
+    note = tmp_path / "note"
+    monkeypatch.setenv("DISTSAGE_FAILURE_NOTE", str(note))
+    failure_note.say_got_on()
+    failure_note.say_got_on()
+    failure_note.say_stopped("preempted")
+    files = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert files == {"note.progress": "", "note.stopped": "preempted\n"}
 
 
 def test_a_rank_whose_watcher_has_just_been_killed_ends(tmp_path):

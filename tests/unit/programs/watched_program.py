@@ -45,11 +45,14 @@ def main(watched: Watched) -> None:
     port = watched.listen("127.0.0.1", caller_ip="127.0.0.1")
     (directory / f"port-{rank}.tmp").write_text(f"{port} {os.getpid()} {os.getppid()}")
     os.rename(directory / f"port-{rank}.tmp", directory / f"port-{rank}")
+    while (directory / "hold").exists():
+        time.sleep(0.01)
     ports = []
     for other in range(size):
         while not (directory / f"port-{other}").exists():
             time.sleep(0.01)
         ports.append(int((directory / f"port-{other}").read_text().split()[0]))
+    watched.leave_nothing(f"distsage.test.{directory.name}.{rank}.", directory / f"staged-{rank}")
     watched.join(
         Ring(
             rank=rank,
@@ -62,6 +65,30 @@ def main(watched: Watched) -> None:
         )
     )
     watched.mark("training")
+    if behaviour == "until-enough":
+        watched.mark("serving", State.IDLE)
+        (directory / f"serves-{rank}").touch()
+        while not (directory / "enough").exists():
+            time.sleep(0.05)
+        return
+    if behaviour == "idle-until-asked":  # a server, whose trainers stop
+        watched.mark("serving", State.IDLE)
+        (directory / f"asks-{rank}").touch()
+        while not any(directory.glob("stopped-*")):
+            time.sleep(0.05)
+        return
+    if behaviour in ("asks", "asks-in-vain"):
+        while not (asked := watched.stop_requested()) or behaviour == "asks-in-vain":
+            watched.mark("training")
+            (directory / f"asks-{rank}{'-and-knows' if asked else ''}").touch()
+            time.sleep(0.05)
+        (directory / f"stopped-{rank}").touch()
+        return
+    if behaviour == "leave-in-vain":
+        # As in MPI_Finalize while a stranger holds a port of MPI's.
+        libc = ctypes.CDLL(None)
+        libc.__cxa_atexit(libc.pause, None, None)
+        return
     if behaviour == "raise":
         raise RuntimeError("out of luck")
     if behaviour == "mistake":
