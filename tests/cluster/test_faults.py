@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import Signals
 
 import pytest
 from conftest import start_cluster
@@ -147,7 +148,7 @@ def row(
 def trainer_killed(case: Case) -> None:
     job = case.endless_job()
     rank = job.processes()[3]
-    job.signal(rank.host, rank.rank, "KILL")
+    job.signal(rank.rank, Signals.SIGKILL)
     job.fails_with(rf"^rank 3 \(trainer on {case.hosts[1]}\): killed by SIGKILL$")
 
 
@@ -155,7 +156,7 @@ def trainer_killed(case: Case) -> None:
 def watcher_killed(case: Case) -> None:
     job = case.endless_job()
     rank = job.processes()[3]
-    job.signal(rank.host, rank.watcher, "KILL")
+    job.signal(rank.watcher, Signals.SIGKILL)
     job.fails_with(rf"^rank 3 \(trainer on {case.hosts[1]}\): its watcher was killed$")
 
 
@@ -171,7 +172,7 @@ def trainer_raises(case: Case) -> None:
 def server_killed(case: Case) -> None:
     job = case.endless_job()
     rank = job.processes()[2]
-    job.signal(rank.host, rank.rank, "KILL")
+    job.signal(rank.rank, Signals.SIGKILL)
     job.fails_with(rf"^rank 2 \(server on {case.hosts[1]}\): killed by SIGKILL$")
 
 
@@ -187,7 +188,7 @@ def server_raises(case: Case) -> None:
 def trainer_terminated(case: Case) -> None:
     job = case.endless_job()
     rank = job.processes()[3]
-    job.signal(rank.host, rank.rank, "TERM")
+    job.signal(rank.rank, Signals.SIGTERM)
     job.fails_with(rf"^rank 3 \(trainer on {case.hosts[1]}\): killed by SIGTERM$")
 
 
@@ -195,14 +196,14 @@ def trainer_terminated(case: Case) -> None:
 def watcher_terminated(case: Case) -> None:
     job = case.endless_job()
     rank = job.processes()[3]
-    job.signal(rank.host, rank.watcher, "TERM")
+    job.signal(rank.watcher, Signals.SIGTERM)
     job.fails_with(rf"^rank 3 \(trainer on {case.hosts[1]}\): ended by SIGTERM$")
 
 
 def stopped(case: Case, role: str) -> None:
     job = case.endless_job()
     rank = job.processes()[ROLES[role]]
-    job.signal(rank.host, rank.rank, "STOP")
+    job.signal(rank.rank, Signals.SIGSTOP)
     job.fails_with(
         rf"^rank {ROLES[role]} \({role} on {case.hosts[1]}\): stopped by a signal while "
     )
@@ -224,7 +225,7 @@ def server_stopped(case: Case) -> None:
 def watcher_stopped(case: Case) -> None:
     job = case.endless_job()
     rank = job.processes()[3]
-    job.signal(rank.host, rank.watcher, "STOP")
+    job.signal(rank.watcher, Signals.SIGSTOP)
     job.fails_with(rf"^rank 3 \(trainer on {case.hosts[1]}\): its watcher is stopped$")
 
 

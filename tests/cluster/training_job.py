@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import pytest
 from slurm_login import ENDED, MPIS, REPOSITORY, SlurmCluster
+
+from tools.slurm_cluster import jobs
+from tools.slurm_cluster.cluster import Cluster
+from tools.slurm_cluster.jobs import RankProcesses
 
 SITE = {"DISTSAGE_MPI": "site"}
 WHEEL = {"DISTSAGE_MPI": "wheel"}
@@ -27,33 +32,6 @@ MPICH, INTEL = (module(prefix) for prefix in MPIS)
 # No job of these tests takes so long unless it hangs.
 HANGS = 120.0
 SMALL = ["--num-hidden=8", "--fan-out=3,3", "--num-workers=1"]
-
-# Prints a line `RANK PID PARENT` for every process of a rank: its watcher, and the rank itself.
-_LIST_RANKS = """
-import pathlib
-for process in pathlib.Path("/proc").glob("[0-9]*"):
-    try:
-        words = (process / "cmdline").read_bytes().split(b"\\0")
-        values = (process / "environ").read_bytes().split(b"\\0")
-        parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-    except OSError:
-        continue
-    settings = dict(value.split(b"=", 1) for value in values if b"=" in value)
-    is_rank = words[1:5] == [b"-m", b"mpi4py", b"-m", b"distsage"]
-    if is_rank and settings.get(b"SLURM_JOB_ID") == b"%d":
-        names = (b"OMPI_COMM_WORLD_RANK", b"PMIX_RANK", b"PMI_RANK")
-        rank = next(settings[name] for name in names if name in settings)
-        print(rank.decode(), process.name, parent)
-"""
-
-
-@dataclass(frozen=True)
-class RankProcesses:
-    """Where a rank runs: its watcher and, forked from that, the rank itself."""
-
-    host: str
-    watcher: int
-    rank: int
 
 
 @dataclass
@@ -102,24 +80,15 @@ class TrainingJob:
 
     def processes(self) -> dict[int, RankProcesses]:
         """Every rank's processes, by rank."""
-        found: dict[int, RankProcesses] = {}
-        for host in self.hosts:
-            script = _LIST_RANKS % self.id
-            lines = self.cluster.exec(host, sys.executable, "-c", script).splitlines()
-            table = [tuple(map(int, line.split())) for line in lines]
-            pids = {pid for _, pid, _ in table}
-            for rank, pid, parent in table:
-                if parent in pids:
-                    found[rank] = RankProcesses(host, parent, pid)
-        return found
+        return jobs.ranks(Cluster(self.cluster.name), self.hosts, self.id)
 
     def strike(self) -> None:
         """Note that the fault happens now."""
         self.struck_at = time.monotonic()
 
-    def signal(self, host: str, pid: int | str, signal: str) -> None:
+    def signal(self, pid: int, which: signal.Signals) -> None:
         self.strike()
-        self.cluster.exec(host, "kill", f"-{signal}", str(pid))
+        os.kill(pid, which)
 
     def ends(self, seconds: float = HANGS) -> tuple[str, str]:
         """Wait until the job has left RUNNING; return its state and exit code, `"FAILED", "1:0"`.
@@ -179,13 +148,13 @@ def submit(
 ) -> TrainingJob:
     """Submit train.sh (or another script) to exactly these hosts, from a new directory.
 
-    The arguments are the script's; `fault` is for faults/sitecustomize.py.
+    The arguments are the script's; `fault` is for tools/slurm_cluster/faults/sitecustomize.py.
     """
     directory.mkdir(parents=True, exist_ok=True)
     settings = {"DISTSAGE_VENV": sys.prefix, "OMP_NUM_THREADS": "1", **(env or {})}
     if fault is not None:
         settings["DISTSAGE_TEST_FAULT"] = json.dumps(fault)
-        settings["PYTHONPATH"] = str(Path(__file__).parent / "faults")
+        settings["PYTHONPATH"] = str(jobs.FAULTS)
     job = cluster.submit(
         f"--nodelist={','.join(hosts)}",
         f"--nodes={len(hosts)}",
@@ -202,10 +171,8 @@ def submit(
 
 
 def left_on(cluster: SlurmCluster, host: str) -> set[str]:
-    """Commands that run on a host beside its daemons, and files in its shared memory."""
-    daemons = {"bash", "munged", "slurmd", "sleep", "sh", "ps", "ls"}
-    words = cluster.exec(host, "sh", "-c", "ps ax -o comm=; ls -d /dev/shm/* /tmp/stage/* 2>&-; :")
-    return set(words.split()) - daemons
+    """Commands that run on a host beside its daemons, shared memory and staged copies."""
+    return jobs.left_on(Cluster(cluster.name), host)
 
 
 def nothing_left(cluster: SlurmCluster, hosts: Sequence[str], seconds: float = 20) -> None:

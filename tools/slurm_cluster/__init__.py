@@ -2,6 +2,8 @@
 
     cli.py       the command line of `tools/cluster`
     cluster.py   the life of a cluster: up, exec, status, crash, restore, down
+    jobs.py      what a job has on the hosts: its ranks, and what it has left
+    faults/      makes ranks slow or fail, for tests
     host.sh      pid 1 of each host: mounts, host name, daemons
     settings.py  the text of slurm.conf and its neighbours
     packages.py  Debian's packages, installed when they are missing

@@ -1,9 +1,10 @@
-"""Makes a rank of a job under test fail; Python imports it from PYTHONPATH before the job's code.
+"""Makes ranks of a job slow, or one fail; Python imports it from PYTHONPATH before the job's code.
 
 It strikes where ranks mark their progress, so that the product needs no hook for it. The variable
 DISTSAGE_TEST_FAULT is JSON with
 
     pace    seconds that every training step takes longer, in the job's first run
+    fsync   seconds that every os.fsync takes longer, in the job's first run
     rank    the rank that fails (none: no rank does)
     how     "raise" or "hang"
     when    a file; the rank fails at its next mark after the file has appeared
@@ -15,6 +16,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 _ranks = (os.environ.get(name) for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"))
 _rank = next(filter(None, _ranks), None)
@@ -44,4 +46,12 @@ if _rank is not None and "DISTSAGE_TEST_FAULT" in os.environ:
             while True:
                 time.sleep(1)
 
+    _fsync = os.fsync
+
+    def _slow_fsync(fd: Any) -> None:
+        time.sleep(_fault["fsync"])
+        _fsync(fd)
+
+    if "fsync" in _fault and "SLURM_RESTART_COUNT" not in os.environ:
+        os.fsync = _slow_fsync
     Watched.mark = _mark_and_fail  # type: ignore[method-assign]
