@@ -115,15 +115,18 @@ class Cluster:
 
     # Commands inside hosts
 
-    def command(self, host: str, words: Sequence[str]) -> list[str]:
-        """Return the command line that runs `words` on `host`, in the caller's directory."""
+    def command(self, host: str, words: Sequence[str], directory: Path | None = None) -> list[str]:
+        """Return the command line that runs `words` on `host`.
+
+        They run in `directory`, or in the caller's, which the hosts have to see.
+        """
         change = (
             'cd "$1" 2>/dev/null || { echo "cluster: the hosts do not see $1, for their /tmp and '
             '/run are their own; share it with: tools/cluster up --share DIR" >&2; exit 2; }; '
             'shift; exec "$@"'
         )
         enter = network.enter(self.first_process(host), "muinp")
-        return [*enter, "bash", "-c", change, "bash", os.getcwd(), *words]
+        return [*enter, "bash", "-c", change, "bash", str(directory or Path.cwd()), *words]
 
     def ask(self, words: Sequence[str], seconds: float = 10.0) -> str:
         """Run a command of Slurm on the controller; return its output, "" when it failed."""
@@ -361,6 +364,35 @@ class Cluster:
             network.remove(host, controller)
             self._remove_cgroups(self.cgroup / host)
         return f"{host} has lost its power"
+
+    def cut_link(self, host: str) -> None:
+        """Take a host off the network; it runs on.
+
+        Raises:
+            ClusterError: there is no such host, or it is down.
+        """
+        self.first_process(host)
+        network.cut(host, self.first_process(CONTROLLER))
+
+    def mend_link(self, host: str) -> None:
+        """Put a host back on the network.
+
+        Raises:
+            ClusterError: there is no such host, or it is down.
+        """
+        self.first_process(host)
+        network.mend(host, self.first_process(CONTROLLER))
+
+    def start_slurmd(self, host: str) -> None:
+        """Start a host's slurmd, which has ended, again.
+
+        Raises:
+            ClusterError: there is no such host, it is down, or slurmd does not start.
+        """
+        log = str(self.state / "log" / f"{host}.slurmd")
+        words = [*network.enter(self.first_process(host), "muinp"), "slurmd", "-N", host, "-L", log]
+        if subprocess.run(words, stdin=subprocess.DEVNULL, timeout=START_SECONDS).returncode != 0:
+            raise ClusterError(self._complaint([host], "has no slurmd"))
 
     def restore(self, host: str) -> str:
         """Boot a crashed host again; waits until Slurm can use it, `START_SECONDS` at most.

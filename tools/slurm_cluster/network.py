@@ -50,6 +50,11 @@ def cut(host: str, controller: int) -> None:
     _ip(controller, f"link set {host} down")
 
 
+def mend(host: str, controller: int) -> None:
+    """Take a host's link up again."""
+    _ip(controller, f"link set {host} up")
+
+
 def remove(host: str, controller: int) -> None:
     """Remove what is left of a dead host's link; the kernel may have done so already."""
     if host in _run([*enter(controller, "n"), "ip", "-o", "link"]):

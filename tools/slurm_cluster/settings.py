@@ -4,6 +4,9 @@ from pathlib import Path
 
 CONTROLLER = "controller"
 CONTROLLER_ADDRESS = "10.99.0.100"
+SCAVENGER, URGENT = "scavenger", "urgent"
+"""Partitions beside the default one: jobs of the first are preempted by those of the second."""
+GRACE_SECONDS = 20
 MOST_HOSTS = 90
 
 
@@ -20,11 +23,16 @@ def address(host: str) -> str:
 
 
 def slurm_conf(name: str, hosts: list[str], cpus: int, proctrack: str, state: Path) -> str:
-    """Return slurm.conf: short timeouts, no accounting, jobs of root, cores as the resource."""
+    """Return slurm.conf: short timeouts, no accounting, jobs of root, cores as the resource.
+
+    Jobs of the default partition are never preempted.
+    """
     nodes = "\n".join(
         f"NodeName={host} NodeAddr={address(host)} CPUs={cpus} RealMemory=8000 State=UNKNOWN"
         for host in hosts
     )
+    preempted = f"PreemptMode=REQUEUE GraceTime={GRACE_SECONDS}"
+    main = "MaxTime=INFINITE OverSubscribe=YES:2"
     return f"""\
 ClusterName={name}
 SlurmctldHost={CONTROLLER}({CONTROLLER_ADDRESS})
@@ -43,6 +51,8 @@ SlurmdTimeout=30
 KillWait=10
 MinJobAge=3600
 JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 MailProg=/bin/true
 SwitchType=switch/none
 AccountingStorageType=accounting_storage/none
@@ -54,7 +64,9 @@ SlurmdSpoolDir=/run/slurm/spool
 SlurmctldPidFile=/run/slurm/slurmctld.pid
 SlurmdPidFile=/run/slurm/slurmd.pid
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES:2
+PartitionName=main Nodes=ALL State=UP Default=YES PreemptMode=OFF {main}
+PartitionName={SCAVENGER} Nodes=ALL State=UP PriorityTier=1 {preempted}
+PartitionName={URGENT} Nodes=ALL State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
