@@ -12,7 +12,7 @@ TESTS := tests/unit tests/mpi
 TWO_AT_A_TIME := -n 2 --dist loadfile --max-worker-restart=0
 
 .PHONY: help install mpis demo partition local submit test check format cluster-up cluster-down \
-	test-cluster bench bench-quick accuracy
+	test-cluster chaos bench bench-quick accuracy
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -49,6 +49,9 @@ test: mpis ## unit and MPI tests, those of the kernels at every level that the m
 
 test-cluster: mpis ## tests on a Slurm cluster on this machine (root; installs Debian packages)
 	@$(PYTEST) tests/cluster -o timeout=1500 $(ARGS)
+
+chaos: install ## [ARGS=--rounds N]: faults at random moments of jobs, no run may be lost (root)
+	@.venv/bin/python -m tools.chaos $(ARGS)
 
 cluster-up: install ## bring up a Slurm cluster of four hosts on this machine (root)
 	@tools/cluster up $(ARGS)

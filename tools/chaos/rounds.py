@@ -91,15 +91,17 @@ class Outcome:
 def plans(count: int, seed: int, names: Sequence[str]) -> list[Plan]:
     """Draw rounds: every fault as often as every other, to within one, in random order."""
     rng = random.Random(seed)
+    moments = {name: rng.sample(FAULTS[name].moments, len(FAULTS[name].moments)) for name in names}
     order: list[str] = []
     while len(order) < count:
         order += rng.sample(names, len(names))
-    moments = {name: rng.sample(FAULTS[name].moments, len(FAULTS[name].moments)) for name in names}
     drawn = []
     for number, name in enumerate(order[:count]):
         turn = moments[name]
         moment = turn[order[:number].count(name) % len(turn)]
-        drawn.append(Plan(number, name, moment, rng.random() < 0.5, f"{seed}-{number}"))
+        of_round = f"{seed}-{number}"
+        staged = random.Random(of_round).random() < 0.5
+        drawn.append(Plan(number, name, moment, staged, of_round))
     return drawn
 
 
