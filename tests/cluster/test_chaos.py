@@ -10,7 +10,7 @@ from slurm_login import REPOSITORY
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-# The kinds that go on in different ways. A lost host, which takes Slurm a minute, is in test_faults.
+# The kinds that go on in different ways; lost hosts, which take Slurm a minute, are in test_faults.
 FAULTS = [
     "trainer-killed",
     "mpirun-killed",

@@ -53,7 +53,6 @@ class Fault:
         ways: what may become of the job: ENDED, REQUEUED, WENT_ON.
         bound: seconds until that has become of it, at most.
         moments: when it may happen.
-        request: arguments of sbatch for the job that is struck.
         training_seconds: that the job is made to train for, at least, without the fault.
         checkpoints: that have to be there before it.
     """
@@ -62,7 +61,6 @@ class Fault:
     ways: frozenset[str]
     bound: float = 40.0
     moments: tuple[Moment, ...] = tuple(Moment)
-    request: tuple[str, ...] = ()
     training_seconds: float = 30.0
     checkpoints: int = 1
 

@@ -163,7 +163,7 @@ def _disturb(run: Run, outcome: Outcome, reference: Reference) -> None:
     slow = {"pace": fault.training_seconds / (NUM_EPOCHS * reference.steps)}
     if plan.moment is Moment.CHECKPOINT:
         slow["fsync"] = _FSYNC_SECONDS
-    run.submit(*fault.request, fault=slow)
+    run.submit(fault=slow)
     come_near(plan.moment, run, fault.checkpoints, rng)
     try:
         strike = fault.aim(run, rng)
@@ -220,9 +220,7 @@ def _what_becomes_of(run: Run, strike: Strike, struck_at: float, bound: float) -
 
 def _lost_seconds(run: Run, plan: Plan, struck: float) -> float:
     """How long before the fault the checkpoint was written that the run goes on from."""
-    checkpoints = run.checkpoints()
-    if plan.fault.startswith("checkpoint-"):
-        checkpoints = checkpoints[:-1]
+    checkpoints = _intact(run.checkpoints(), plan)
     if checkpoints:
         return max(0.0, struck - checkpoints[-1].stat().st_mtime)
     # From the start: what was trained until then, which is nothing before the first epoch's end.
@@ -232,12 +230,15 @@ def _lost_seconds(run: Run, plan: Plan, struck: float) -> float:
     return sum(record["seconds"] for record in _epochs(run.run_dir))
 
 
+def _intact(checkpoints: list[Path], plan: Plan) -> list[Path]:
+    """Those that a run can go on from: all but the newest where the fault has damaged that."""
+    return checkpoints[:-1] if plan.fault.startswith("checkpoint-") else checkpoints
+
+
 def _go_on(run: Run, outcome: Outcome) -> None:
     """Bring the run to its end: by Slurm, if the job waits to run again, else by a new job."""
-    before, fault = run.output(), outcome.plan.fault
-    resumable = run.checkpoints()
-    if fault.startswith("checkpoint-"):
-        resumable = resumable[:-1]
+    before, checkpoints = run.output(), run.checkpoints()
+    resumable = _intact(checkpoints, outcome.plan)
     if run.state().over and outcome.way != WENT_ON:
         run.submit()
     deadline = time.monotonic() + _JOB_SECONDS
@@ -256,14 +257,13 @@ def _go_on(run: Run, outcome: Outcome) -> None:
         outcome.lost = True
         outcome.problems.append(f"the run did not go on to its end: {state}")
         return
+    said = run.output()[len(before) :]
     if outcome.way in (REQUEUED, ENDED) and resumable:
-        # Names are EPOCH-STEP; progress counts epochs from 1.
-        epoch = int(resumable[-1].name.split("-")[0])
-        first = re.search(r"^epoch +(\d+)/", run.output()[len(before) :], re.MULTILINE)
-        if first is not None and int(first[1]) <= epoch:
-            outcome.problems.append(
-                f"went on with epoch {int(first[1]) - 1} although there was {resumable[-1].name}"
-            )
+        epoch, step = map(int, resumable[-1].stem.split("-"))
+        if f"at step {step} of epoch {epoch}\n" not in said:
+            outcome.problems.append(f"did not go on from {resumable[-1].name}")
+    if len(resumable) < len(checkpoints) and "taking the one before it" not in said:
+        outcome.problems.append(f"not a word about the damage of {checkpoints[-1].name}")
 
 
 def _differences(run: Run, reference: Reference) -> list[str]:

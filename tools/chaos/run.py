@@ -60,11 +60,10 @@ class Run:
     staged: bool = False
     job_ids: list[int] = field(default_factory=list)
 
-    def submit(self, *request: str, fault: dict[str, float] | None = None) -> None:
+    def submit(self, fault: dict[str, float] | None = None) -> None:
         """Submit a job that begins the run, or goes on with it.
 
         Args:
-            request: more arguments of sbatch.
             fault: what makes the ranks slow, see tools/slurm_cluster/faults/sitecustomize.py.
         """
         self.directory.mkdir(exist_ok=True)
@@ -80,7 +79,8 @@ class Run:
             *("sbatch", "--parsable", f"--partition={SCAVENGER}", "--time=30"),
             *(f"--nodelist={','.join(self.site.hosts)}", f"--nodes={len(self.site.hosts)}"),
             *("--ntasks-per-node=2", "--cpus-per-task=1", f"--output={self.directory}/job-%j.out"),
-            *(*request, str(REPOSITORY / "sbatch" / "train.sh")),
+            str(REPOSITORY / "sbatch" / "train.sh"),
+            "--resume=auto",
             *(f"--parts={self.site.parts}", f"--run-dir={self.run_dir}", *_OPTIONS),
             f"--checkpoint-minutes={CHECKPOINT_SECONDS / 60:g}",
             *(["--stage=/tmp/stage"] if self.staged else []),
