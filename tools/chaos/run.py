@@ -80,7 +80,6 @@ class Run:
             *(f"--nodelist={','.join(self.site.hosts)}", f"--nodes={len(self.site.hosts)}"),
             *("--ntasks-per-node=2", "--cpus-per-task=1", f"--output={self.directory}/job-%j.out"),
             str(REPOSITORY / "sbatch" / "train.sh"),
-            "--resume=auto",
             *(f"--parts={self.site.parts}", f"--run-dir={self.run_dir}", *_OPTIONS),
             f"--checkpoint-minutes={CHECKPOINT_SECONDS / 60:g}",
             *(["--stage=/tmp/stage"] if self.staged else []),
