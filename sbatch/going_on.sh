@@ -73,7 +73,9 @@ end_or_go_on() {
   [[ ! -e $DISTSAGE_FAILURE_NOTE.stopped ]] || stopped=$(<"$DISTSAGE_FAILURE_NOTE.stopped")
   [[ ! -e $DISTSAGE_FAILURE_NOTE.progress ]] || got_on=yes
   forget_notes
-  if [[ $ended_by || $stopped ]] && preempted; then
+  # Slurm also sends the SIGTERM of a preemption to every process on the other hosts, and the
+  # launcher fails when its daemons there end. So any end but a good one counts.
+  if { [[ $ended_by || $stopped ]] || ((status != 0)); } && preempted; then
     requeue "the job is preempted"
     status=143
   elif [[ $ended_by ]]; then

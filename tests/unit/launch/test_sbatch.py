@@ -411,7 +411,8 @@ PREEMPTED = "PreemptTime=2026-11-26T10:00:00"
         (LOST, "PreemptTime=None", {"SLURM_RESTART_COUNT": "2"}, "17", None),
         (LOST, "PreemptTime=None", {"SLURM_RESTART_COUNT": "3"}, None, "its host is lost"),
         ("exit 0", PREEMPTED, {}, None, None),
-        ("exit 1", PREEMPTED, {}, None, None),
+        ("exit 1", PREEMPTED, {}, "17", None),
+        ("exit 1", "PreemptTime=None", {}, None, None),
         (
             f"{STOPPED}; {PROGRESS}",
             "PreemptTime=None",
@@ -428,6 +429,7 @@ PREEMPTED = "PreemptTime=2026-11-26T10:00:00"
         "lost host, early",
         "lost host without progress",
         "success",
+        "launcher failed for a preemption",
         "failure",
         "array",
     ],
