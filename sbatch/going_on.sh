@@ -9,9 +9,16 @@
 #   .ended      all ranks have ended well
 #   .progress   the run has a later checkpoint than it went on from
 #   .stopped    why it stopped early, with a checkpoint
-export DISTSAGE_FAILURE_NOTE=$DISTSAGE_LOGS/failure-${SLURM_JOB_ID:?}
-forget_notes() { rm -f "$DISTSAGE_FAILURE_NOTE"{,.running,.ended,.progress,.stopped}; }
+notes=$DISTSAGE_LOGS/job-${SLURM_JOB_ID:?}
+export DISTSAGE_FAILURE_NOTE=$notes/failure
+# The directory gets another name first, so that a watcher which speaks only now leaves nothing.
+forget_notes() {
+  [[ -d $notes ]] || return 0
+  mv "$notes" "$notes.over"
+  rm -rf "$notes.over"
+}
 forget_notes
+mkdir "$notes"
 
 # A run stops by itself when its time is nearly over, where no signal tells it. Slurm is asked once.
 if [[ -z ${SLURM_JOB_END_TIME:-} ]]; then

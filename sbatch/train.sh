@@ -130,7 +130,7 @@ source "$root/sbatch/going_on.sh"
 end_lingering() {
   until [[ -e $DISTSAGE_FAILURE_NOTE || -e $DISTSAGE_FAILURE_NOTE.ended ]]; do
     sleep 1
-    stat --cached=never "$DISTSAGE_LOGS" >/dev/null || true # NFS looks again
+    stat --cached=never "${notes:?}" >/dev/null || true # NFS looks again
   done
   if [[ -e $DISTSAGE_FAILURE_NOTE ]]; then sleep 3; else sleep 10; fi
   kill -TERM "$1" && sleep 2 && kill -KILL "$1"
@@ -146,7 +146,7 @@ watcher=$!
 wait_for "$job"
 kill "$watcher" 2>/dev/null || true
 
-stat --cached=never "$DISTSAGE_LOGS" >/dev/null || true # NFS looks again
+stat --cached=never "${notes:?}" >/dev/null || true # NFS looks again
 cause=$(cat "$DISTSAGE_FAILURE_NOTE" 2>/dev/null) || true
 if [[ $cause == *": ended by SIGTERM" ]] && ((status > 128 && status != 143)); then
   cause= # not the ranks' end: their launcher ended first, and ended them

@@ -317,7 +317,7 @@ def batch_host_lost(case: Case) -> None:
     job.wait_until(
         "end of the ranks", lambda: "python" not in left_on(case.cluster, case.hosts[1]), seconds=40
     )
-    note = job.directory / "logs" / f"failure-{job.id}"
+    note = job.directory / "logs" / f"job-{job.id}" / "failure"
     job.cause = note.read_text().strip()
     assert re.search(rf"on {case.hosts[0]}\): its host is lost", job.cause)
     is_pending(case, job)

@@ -29,6 +29,7 @@ TOOLS = (
         "head",
         "hostname",
         "mkdir",
+        "mv",
         "nproc",
         "rm",
         "sed",
@@ -148,7 +149,7 @@ def test_default_is_one_mpirun_with_a_pair_per_host(site: Site) -> None:
     environment = site.environment
     assert environment["PYTHONPATH"] == str(SBATCH.parent)
     assert environment["MPI4PY_LIBMPI"] == "libmpi.so.40"
-    assert environment["DISTSAGE_FAILURE_NOTE"] == f"{site.directory}/submit/logs/failure-17"
+    assert environment["DISTSAGE_FAILURE_NOTE"] == f"{site.directory}/submit/logs/job-17/failure"
     assert environment["OMPI_MCA_btl"] == "self,tcp"
     assert ("OMPI_ALLOW_RUN_AS_ROOT" in environment) == (os.geteuid() == 0)
 
@@ -375,6 +376,14 @@ exec sleep 60"""
     site.install(site.bin / "mpirun", OPEN_MPI, then=then)
     status, _ = site.run("train.sh")
     assert status == 128 + signal.SIGKILL
+
+
+def test_a_watcher_that_speaks_when_all_is_over_leaves_nothing(site: Site) -> None:
+    late = 'sleep 1; echo late >"$DISTSAGE_FAILURE_NOTE"; touch "$RECORD.late"'
+    site.install(site.bin / "mpirun", OPEN_MPI, then=f"({late}) >/dev/null 2>&1 & exit 1")
+    site.run("train.sh")
+    wait_for((site.directory / "record.late").exists)
+    assert list((site.directory / "submit" / "logs").iterdir()) == []
 
 
 # Stands for scontrol: knows of a preemption, and ends the script when the job is queued again, as
