@@ -43,6 +43,15 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def remove_half_written(path: Path) -> None:
+    """Remove what a process that was killed in `atomic_file` has left of `path`.
+
+    Call it where nobody can be writing `path`. Its name may be a pattern, such as `*`.
+    """
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; sync and rename it to `path` on success.

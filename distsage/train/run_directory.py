@@ -23,7 +23,13 @@ import torch
 import yaml
 
 from distsage.errors import UserError
-from distsage.files import append_line, atomic_file, explain_write_errors, write_json
+from distsage.files import (
+    append_line,
+    atomic_file,
+    explain_write_errors,
+    remove_half_written,
+    write_json,
+)
 from distsage.train.checkpoint import Best, Checkpoint, Origin
 from distsage.train.tensor_file import DamagedError, read_tensors, write_tensors
 
@@ -53,6 +59,7 @@ class RunDirectory:
         run = cls(path)
         with explain_write_errors(path, "--run-dir"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            run._remove_half_written()
             old = [name for name in _FILES if (path / name).exists()]
             if old:
                 number = 1
@@ -78,10 +85,16 @@ class RunDirectory:
         records = _read_records(source)
         run = cls(path) if source == path else cls.begin(path, config)
         with explain_write_errors(path, "--run-dir"):
+            run._remove_half_written()
             run._write_config(config)
             (path / "summary.json").unlink(missing_ok=True)
             run._write_records(records, epoch)
         return run
+
+    def _remove_half_written(self) -> None:
+        """An earlier job may have been killed while it wrote; this one owns the directory."""
+        for name in (*_FILES, f"{_CHECKPOINTS}/*"):
+            remove_half_written(self.path / name)
 
     def _write_config(self, config: Any) -> None:
         with atomic_file(self.path / "config.yaml", "w") as stream:

@@ -102,6 +102,24 @@ def test_a_full_disk_leaves_every_file_as_it_was(
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_a_killed_job_was_writing_goes_away(goes_on: bool, tmp_path: Path) -> None:
+    run = RunDirectory.begin(tmp_path, CONFIG)
+    run.record(RECORD)
+    run.save_checkpoint(checkpoint(1))
+    save_model(run, model(1))
+    for file in contents(tmp_path):
+        path = tmp_path / file
+        path.with_name(f".{path.name}.4711.tmp").write_text("half")
+    foreign = tmp_path / ".ip_config.txt.4711.tmp"  # rank 0 may be writing it at this moment
+    foreign.write_text("half")
+    if goes_on:
+        RunDirectory.go_on(tmp_path, CONFIG, tmp_path, (1, 2))
+    else:
+        RunDirectory.begin(tmp_path, CONFIG)
+    assert list(tmp_path.rglob(".*")) == [foreign]
+
+
 def test_a_directory_has_one_owner_as_long_as_that_lives(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
