@@ -211,6 +211,37 @@ def test_crash_is_silence_and_restore_brings_the_host_back(
     assert cluster.complete(job) == "node4\n"
 
 
+def test_an_urgent_job_preempts_a_scavenger_and_nobody_else(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    jobs = {
+        partition: cluster.submit(
+            *("-p", partition, "-w", host, "--wrap", f"touch {host}; sleep 300"), cwd=tmp_path
+        )
+        for partition, host in (("scavenger", "node1"), ("main", "node2"))
+    }
+    try:
+        deadline = time.monotonic() + 20
+        while not all((tmp_path / host).exists() for host in ("node1", "node2")):
+            assert time.monotonic() < deadline, "the jobs do not run"
+            time.sleep(0.1)
+        urgent = {
+            host: cluster.submit(
+                *("-p", "urgent", "--exclusive", "-w", host, "--wrap", "hostname"), cwd=tmp_path
+            )
+            for host in ("node1", "node2")
+        }
+        jobs |= urgent
+        assert cluster.complete(urgent["node1"]) == "node1\n"
+        scavenger = cluster.job(jobs["scavenger"])
+        assert (scavenger["JobState"], scavenger["Restarts"]) == ("PENDING", "1")
+        assert cluster.job(jobs["main"])["JobState"] == "RUNNING"
+        assert cluster.job(urgent["node2"])["JobState"] == "PENDING"
+    finally:
+        for job in jobs.values():
+            cluster.exec("controller", "scancel", str(job))
+
+
 def test_second_cluster_with_bandwidth_and_down_leaves_nothing(
     cluster: SlurmCluster, other: str
 ) -> None:
