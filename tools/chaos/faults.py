@@ -55,6 +55,7 @@ class Fault:
         moments: when it may happen.
         training_seconds: that the job is made to train for, at least, without the fault.
         checkpoints: that have to be there before it.
+        says: a pattern that one of distsage's lines has to match.
     """
 
     aim: Callable[[Run, random.Random], Strike]
@@ -63,6 +64,7 @@ class Fault:
     moments: tuple[Moment, ...] = tuple(Moment)
     training_seconds: float = 30.0
     checkpoints: int = 1
+    says: str = ""
 
 
 def _kill_rank(number: int, part: str, signal: Signals) -> Callable[[Run, random.Random], Strike]:
@@ -224,7 +226,7 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "requeue": Fault(_requeue, frozenset({REQUEUED})),
     "link-cut": Fault(_cut_link, frozenset({WENT_ON, ENDED, REQUEUED}), bound=90),
-    "disk-full": Fault(_fill_disk, _END),
+    "disk-full": Fault(_fill_disk, _END, says=r"cannot write /.*: No space left on device"),
     "checkpoint-truncated": Fault(_damage("truncated"), _END, moments=_LATER, checkpoints=2),
     "checkpoint-changed": Fault(_damage("changed"), _END, moments=_LATER, checkpoints=2),
 }

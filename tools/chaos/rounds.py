@@ -186,6 +186,8 @@ def _disturb(run: Run, outcome: Outcome, reference: Reference) -> None:
         outcome.way = ENDED
     if outcome.way not in fault.ways:
         outcome.problems.append(f"the job {outcome.way}: {run.state()}")
+    if not any(re.search(fault.says, line) for line in ["", *run.said()]):
+        outcome.problems.append(f"no line says {fault.says!r}")
     if outcome.way == WENT_ON:
         outcome.ended_seconds, outcome.lost_seconds = None, 0.0
         return
