@@ -114,7 +114,7 @@ def test_what_a_killed_job_was_writing_goes_away(goes_on: bool, tmp_path: Path) 
     foreign = tmp_path / ".ip_config.txt.4711.tmp"  # rank 0 may be writing it at this moment
     foreign.write_text("half")
     if goes_on:
-        RunDirectory.go_on(tmp_path, CONFIG, tmp_path, (1, 2))
+        RunDirectory.go_on(tmp_path, CONFIG, tmp_path, 1)
     else:
         RunDirectory.begin(tmp_path, CONFIG)
     assert list(tmp_path.rglob(".*")) == [foreign]
