@@ -1,4 +1,4 @@
-"""The network that MPI is to start the ranks over: `-m distsage.launch.job_network NODELIST`.
+"""The network that MPI is to start the ranks over: `python -m distsage.launch.job_network NODES`.
 
 Prints interface and network, or nothing where the hosts' names do not tell. Run by the batch script
 on its host, before any rank is there to be asked; the ranks themselves choose an address when they
