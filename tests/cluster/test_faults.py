@@ -189,7 +189,7 @@ def trainer_terminated(case: Case) -> None:
     job = case.endless_job()
     rank = job.processes()[3]
     job.signal(rank.rank, Signals.SIGTERM)
-    job.fails_with(rf"^rank 3 \(trainer on {case.hosts[1]}\): killed by SIGTERM$")
+    job.fails_with(rf"^rank 3 \(trainer on {case.hosts[1]}\): ended by SIGTERM$")
 
 
 @row("SIGTERM to a trainer's watcher", "no watchers")

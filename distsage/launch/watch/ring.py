@@ -22,7 +22,7 @@ WAIT_SECONDS = 10.0
 # A rank that trains has so long to stop by itself after SIGTERM.
 TERM_SECONDS = 5.0
 # A rank that has done all its work has so long to take leave of MPI and end.
-LEAVE_SECONDS = 20.0
+LEAVE_SECONDS = 60.0
 # A connection to a watcher's port has so long to prove that it is of the job, and no more than
 # MOST_STRANGERS may be about it.
 PROOF_SECONDS = 5.0

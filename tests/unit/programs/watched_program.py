@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 from distsage.errors import UserError
+from distsage.launch.watch import watcher
 from distsage.launch.watch.progress import State, Watched
 from distsage.launch.watch.ring import Ring
-from distsage.launch.watch.watcher import run_watched
 
 STALL_TIMEOUT = 3.0
 # A rank that waits gives up after 3 + 10 + 3 s without progress in a ring of three.
@@ -149,4 +149,5 @@ def main(watched: Watched) -> None:
 
 
 if __name__ == "__main__":
-    run_watched(main, 10.0)
+    watcher.LEAVE_SECONDS = 5.0
+    watcher.run_watched(main, 10.0)
