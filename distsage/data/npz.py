@@ -11,18 +11,23 @@ Runs on the login host and in the local run. Keys, read without unpickling anyth
     num_classes                                 C (optional)
 """
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse
 
+from distsage.data.npy import ArrayError, open_arrays
 from distsage.data.raw import RawGraph
 from distsage.data.validate import MASKS
 from distsage.errors import UserError
 
+_GRAPH = ("num_nodes", "edge_src", "edge_dst", "labels")
 _CSR = ("feat_indptr", "feat_indices", "feat_shape")
+_KNOWN = {*_GRAPH, *_CSR, "feat_data", "features", *MASKS, "num_classes"}
+# Beyond what any graph has: what a damaged number would make us allocate.
+_MOST_NODES = 1 << 40
+_MOST_CLASSES = 1 << 20
+_MOST_FEATURES = 1 << 24
 
 
 def read_npz(path: Path) -> RawGraph:
@@ -32,8 +37,7 @@ def read_npz(path: Path) -> RawGraph:
         UserError: unreadable, pickled objects inside, a key missing, or a broken CSR matrix.
     """
     arrays = _arrays(path)
-    wanted = ["num_nodes", "edge_src", "edge_dst", "labels"]
-    wanted += _CSR if "feat_indptr" in arrays else ["features"]
+    wanted = [*_GRAPH, *(_CSR if "feat_indptr" in arrays else ["features"])]
     missing = [key for key in wanted if key not in arrays]
     if missing:
         raise UserError(
@@ -41,14 +45,14 @@ def read_npz(path: Path) -> RawGraph:
         )
     return RawGraph(
         origin=str(path),
-        num_nodes=_positive(path, "num_nodes", arrays["num_nodes"]),
+        num_nodes=_positive(path, "num_nodes", arrays["num_nodes"], _MOST_NODES),
         src=arrays["edge_src"],
         dst=arrays["edge_dst"],
         features=_csr(path, arrays) if "feat_indptr" in arrays else arrays["features"],
         labels=arrays["labels"],
         masks={name: arrays[name] for name in MASKS if name in arrays},
         num_classes=(
-            _positive(path, "num_classes", arrays["num_classes"])
+            _positive(path, "num_classes", arrays["num_classes"], _MOST_CLASSES)
             if "num_classes" in arrays
             else None
         ),
@@ -56,36 +60,59 @@ def read_npz(path: Path) -> RawGraph:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of the layout above; others are left unread."""
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError(f"{path} is a single array, not an .npz file")
-        with archive:
-            return {key: archive[key] for key in archive.files}
-    except UserError:
-        raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        with open_arrays(path) as file:
+            return {key: file.read(key) for key in file.keys if key in _KNOWN}
+    except (OSError, ArrayError) as error:
         raise UserError(
             f"{path} cannot be read as an .npz file of plain arrays: {error}"
         ) from error
 
 
-def _positive(path: Path, key: str, value: np.ndarray) -> int:
-    if value.size != 1 or value.dtype.kind not in "iu" or value.item() < 1:
-        raise UserError(f"{path}: {key} has to be one positive integer")
+def _positive(path: Path, key: str, value: np.ndarray, most: int) -> int:
+    if value.size != 1 or value.dtype.kind not in "iu" or not 1 <= value.item() <= most:
+        raise UserError(f"{path}: {key} has to be one positive integer, {most:,} at most")
     return int(value.item())
 
 
 def _csr(path: Path, arrays: dict[str, np.ndarray]) -> scipy.sparse.csr_matrix:
-    indices = arrays["feat_indices"]
+    indptr, indices, shape = (arrays[key] for key in _CSR)
     data = arrays.get("feat_data", np.ones(indices.shape, np.float32))
-    # scipy knows no float16 matrices.
-    data = data.astype(np.float32) if data.dtype.kind == "f" else data
-    parts = (data, indices.astype(np.int64), arrays["feat_indptr"].astype(np.int64))
     try:
-        shape = tuple(int(length) for length in arrays["feat_shape"])
-        matrix = scipy.sparse.csr_matrix(parts, shape=shape)
-        matrix.check_format(full_check=True)
-    except (ValueError, TypeError) as error:
+        return checked_csr(data, indices, indptr, shape)
+    except ValueError as error:
         raise UserError(f"{path}: feat_* is no CSR matrix: {error}") from error
-    return matrix
+
+
+def checked_csr(
+    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: np.ndarray
+) -> scipy.sparse.csr_matrix:
+    """A CSR matrix whose indices lie inside it, so that compiled code may follow them.
+
+    Args:
+        data: `[NNZ]` numbers; float16 becomes float32, which scipy knows.
+        indices: `[NNZ]` columns.
+        indptr: `[N + 1]` where each row starts.
+        shape: N and the number of columns.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not all(array.ndim == 1 and array.dtype.kind in "iu" for array in (indices, indptr, shape)):
+        raise ValueError("its indices are no lists of integers")
+    if data.ndim != 1 or data.dtype.kind not in "biuf":
+        raise ValueError("its values are no list of numbers")
+    if len(shape) != 2 or not 0 < shape[1] <= _MOST_FEATURES or shape[0] != len(indptr) - 1:
+        raise ValueError(f"its shape is said to be {shape.tolist()}")
+    indptr, indices = indptr.astype(np.int64), indices.astype(np.int64)
+    if indptr[0] != 0 or indptr[-1] != len(indices) or (np.diff(indptr) < 0).any():
+        raise ValueError("its rows do not follow each other")
+    if len(data) != len(indices):
+        raise ValueError(f"it has {len(data)} values but {len(indices)} columns for them")
+    if len(indices) and (indices.min() < 0 or indices.max() >= shape[1]):
+        raise ValueError(f"a value lies outside its {shape[1]} columns")
+    data = data.astype(np.float32) if data.dtype.kind == "f" else data
+    return scipy.sparse.csr_matrix(
+        (data, indices, indptr), shape=(int(shape[0]), int(shape[1])), copy=False
+    )

@@ -1,0 +1,203 @@
+"""Arrays in numpy's files, read without trusting a word of them. Runs wherever arrays are read.
+
+`numpy.load` evaluates a header as Python and allocates what it says. Here a header is taken apart
+by its grammar, only plain types are known, and an array has to be as long as its file says.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from distsage.data.archive import Archive, ArchiveError, open_archive
+from distsage.limits import free_memory, human_bytes
+
+_MAGIC = b"\x93NUMPY"
+_MOST_HEADER_BYTES = 1 << 16
+_MOST_DIMENSIONS = 32
+_CHUNK_BYTES = 1 << 24
+_ENTRY = re.compile(
+    r"""\s* (['"]) (?:
+        descr          \1 \s*:\s* (['"]) (?P<descr> [<>=|]? [a-zA-Z] [0-9]{0,9} ) \2
+      | fortran_order  \1 \s*:\s* (?P<fortran_order> True | False )
+      | shape          \1 \s*:\s* \( (?P<shape> (?: \s* [0-9]{1,19} L? \s* ,? )* ) \s* \)
+    ) \s* (?: , | $ ) \s*""",
+    re.VERBOSE,
+)
+
+
+class ArrayError(ValueError):
+    """What is wrong with an array's file, in half a sentence."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header says.
+
+    Attributes:
+        dtype: a number, a boolean or a string.
+        shape: of the array.
+        fortran_order: whether the first index runs fastest.
+        offset: where in the file the array starts.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    fortran_order: bool
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_header(stream: IO[bytes], num_bytes: int) -> Header:
+    """Read the header of a file that is `num_bytes` long and holds one array and nothing else.
+
+    Raises:
+        ArrayError: no such file, another type of array, or an array of another length.
+    """
+    start = stream.read(len(_MAGIC) + 2)
+    if len(start) < len(_MAGIC) + 2 or not start.startswith(_MAGIC):
+        raise ArrayError("it is no numpy array")
+    length_bytes = 2 if start[len(_MAGIC)] == 1 else 4
+    length = int.from_bytes(stream.read(length_bytes), "little")
+    if length > _MOST_HEADER_BYTES:
+        raise ArrayError(f"its header is said to have {length} bytes")
+    content = stream.read(length)
+    if len(content) < length:
+        raise ArrayError("its header ends early")
+    values = _parse(content)
+    dtype = _plain_dtype(values["descr"])
+    shape = tuple(int(number.rstrip("L")) for number in re.findall("[0-9]+L?", values["shape"]))
+    # Before any product, since an axis of length 0 hides the others.
+    if len(shape) > _MOST_DIMENSIONS or math.prod(max(n, 1) for n in shape) >= 1 << 60:
+        raise ArrayError(f"an array of shape {list(shape)} cannot be")
+    header = Header(
+        dtype, shape, values["fortran_order"] == "True", len(start) + length_bytes + length
+    )
+    if header.offset + header.num_bytes != num_bytes:
+        raise ArrayError(
+            f"it has {num_bytes - header.offset} bytes of values, but {dtype} of shape "
+            f"{list(shape)} takes {header.num_bytes}"
+        )
+    return header
+
+
+def _parse(content: bytes) -> dict[str, str]:
+    """The three values of a header such as `{'descr': '<f4', 'fortran_order': False, ...}`."""
+    text = content.decode("latin1").strip()
+    if not (text.startswith("{") and text.endswith("}")):
+        raise ArrayError("its header is damaged")
+    text = text[1:-1].strip()
+    values: dict[str, str] = {}
+    position = 0
+    while position < len(text):
+        entry = _ENTRY.match(text, position)
+        if entry is None:
+            raise ArrayError(
+                "its header is damaged, or it holds records: only plain arrays can be read"
+            )
+        values |= {key: value for key, value in entry.groupdict().items() if value is not None}
+        position = entry.end()
+    if len(values) != 3:
+        raise ArrayError("its header is damaged")
+    return values
+
+
+def _plain_dtype(descr: str) -> np.dtype:
+    if descr.lstrip("<>=|").startswith("O"):
+        raise ArrayError("it holds pickled objects, which are never read; save plain arrays")
+    try:
+        dtype = np.dtype(descr)
+    except (TypeError, ValueError) as error:
+        raise ArrayError(f"it is of type {descr!r}, which is unknown") from error
+    if dtype.kind not in "biufcUS" or dtype.itemsize == 0:
+        raise ArrayError(f"it is of type {descr!r}; only numbers, booleans and strings can be read")
+    return dtype
+
+
+def map_array(path: Path) -> np.ndarray:
+    """The array of an .npy file, as a read-only memory map.
+
+    Raises:
+        OSError: it cannot be read.
+        ArrayError: it is damaged, or no plain array.
+    """
+    with open(path, "rb") as stream:
+        header = read_header(stream, path.stat().st_size)
+        order = "F" if header.fortran_order else "C"
+        return np.memmap(stream, header.dtype, "r", header.offset, header.shape, order)
+
+
+class ArrayFile:
+    """An .npz file that is open for reading.
+
+    Attributes:
+        keys: names of its arrays.
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self.keys = [
+            name.removesuffix(".npy") for name in archive.entries if name.endswith(".npy")
+        ]
+
+    def read(self, key: str) -> np.ndarray:
+        """One of the arrays, in memory.
+
+        Raises:
+            ArrayError: it is damaged, no plain array, or larger than the memory that is left.
+        """
+        name = f"{key}.npy"
+        num_bytes = self._archive.entries[name].file_size
+        free = free_memory()
+        if num_bytes > free:
+            raise ArrayError(
+                f"{key} takes {human_bytes(num_bytes)}, but {human_bytes(free)} of memory are left"
+            )
+        try:
+            with self._archive.open(name) as stream:
+                return _read_values(stream, read_header(stream, num_bytes))
+        except (ArrayError, ArchiveError) as error:
+            raise ArrayError(f"{key}: {error}") from error
+
+
+def _read_values(stream: IO[bytes], header: Header) -> np.ndarray:
+    values = np.empty(header.num_bytes, np.uint8)
+    filled = 0
+    # One byte more at the end: the archive compares its checksum when it is asked for more.
+    while filled < len(values):
+        chunk = stream.read(min(_CHUNK_BYTES, len(values) - filled))
+        if not chunk:
+            raise ArrayError("it ends early")
+        values[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
+        filled += len(chunk)
+    if stream.read(1):
+        raise ArrayError("it goes on after its last value")
+    array = values.view(header.dtype) if len(values) else np.empty(0, header.dtype)
+    return array.reshape(header.shape, order="F" if header.fortran_order else "C")
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[ArrayFile]:
+    """Open an .npz file.
+
+    Raises:
+        OSError: it cannot be read.
+        ArrayError: it is no archive of arrays, or damaged; also from within the block.
+    """
+    with open(path, "rb") as stream:
+        if stream.read(len(_MAGIC)) == _MAGIC:
+            raise ArrayError("it is a single array")
+    try:
+        with open_archive(path) as archive:
+            yield ArrayFile(archive)
+    except ArchiveError as error:
+        raise ArrayError(str(error)) from error
