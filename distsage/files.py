@@ -1,4 +1,7 @@
-"""Files and directories that appear only when they are whole. Used on every host."""
+"""Files and directories that appear only when they are whole, and small files that are read.
+
+Used on every host.
+"""
 
 import errno
 import fcntl
@@ -6,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +20,7 @@ from distsage.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+_MOST_JSON_BYTES = 1 << 26
 
 
 @contextmanager
@@ -130,6 +135,35 @@ def append_line(path: Path, line: str) -> None:
         except BaseException:
             stream.truncate(length)
             raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of at most 64 MiB.
+
+    Raises:
+        UserError: it cannot be read, is no regular file (a pipe would make us wait), is too long,
+            or holds no JSON object.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise UserError(f"cannot read {path}: it is no regular file")
+            content = stream.read(_MOST_JSON_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if len(content) > _MOST_JSON_BYTES:
+        raise UserError(
+            f"{path} is longer than {_MOST_JSON_BYTES >> 20} MiB, so it is none of ours"
+        )
+    try:
+        value = json.loads(content)
+    except RecursionError as error:
+        raise UserError(f"{path} is no JSON of ours: it is nested too deeply") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 
@@ -132,8 +132,8 @@ def map_array(path: Path) -> np.ndarray:
     """
     with open(path, "rb") as stream:
         header = read_header(stream, path.stat().st_size)
-        order = "F" if header.fortran_order else "C"
-        return np.memmap(stream, header.dtype, "r", header.offset, header.shape, order)
+    order: Literal["F", "C"] = "F" if header.fortran_order else "C"
+    return np.memmap(path, header.dtype, "r", header.offset, header.shape, order)
 
 
 class ArrayFile:
@@ -145,9 +145,7 @@ class ArrayFile:
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
-        self.keys = [
-            name.removesuffix(".npy") for name in archive.entries if name.endswith(".npy")
-        ]
+        self.keys = [name.removesuffix(".npy") for name in archive.entries if name.endswith(".npy")]
 
     def read(self, key: str) -> np.ndarray:
         """One of the arrays, in memory.

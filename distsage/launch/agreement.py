@@ -27,6 +27,7 @@ from distsage.launch.watch.progress import State, Watched
 from distsage.launch.world import World
 from distsage.limits import usable_cores
 from distsage.partition.parts import Parts
+from distsage.partition.verify import verify
 
 Config = TypeVar("Config", bound=JobOptions)
 
@@ -227,7 +228,7 @@ def reach_agreement(world: World, config: Config, watched: Watched) -> Agreement
     )
     world.agree(
         "checksums",
-        lambda: preflight.verify_part(parts, assignment.host, world.progress) if is_first else None,
+        lambda: verify(parts, assignment.host, world.progress) if is_first else None,
     )
     watched.mark("preflight")
     # Where emulated hosts share a machine, its first rank checks for all of them.

@@ -5,21 +5,17 @@ Runs on every rank, or on the first rank of every host. The functions here look 
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
-import json
 import mmap
 import os
 import platform
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from distsage import __version__
 from distsage.config import JobOptions
 from distsage.errors import UserError
-from distsage.files import write_json
 from distsage.launch.ports import FIRST_PORT, LAST_PORT, find_free_ports
 from distsage.limits import SHARED_MEMORY, free_memory, free_shared_memory, human_bytes
 from distsage.partition.parts import Parts
@@ -266,50 +262,3 @@ def held_segments(processes: str = "[0-9]*") -> set[str]:
             if found:
                 names.add(name.removesuffix(" (deleted)"))
     return names
-
-
-def verify_part(
-    parts: Parts, part: int, progress: Callable[[str], None] = lambda doing: None
-) -> None:
-    """Compare a part's files, and those that all parts share, with the manifest.
-
-    Sizes come first, at once. Checksums are remembered per file (size, time of change, inode), so
-    that later runs of the same parts on this host read nothing again.
-
-    Args:
-        parts: to verify.
-        part: this host's.
-        progress: told what is read, with every few MiB.
-
-    Raises:
-        UserError: a file is missing, truncated or changed.
-    """
-    parts.check_sizes(part)
-    known_file = _verified_file(parts)
-    try:
-        known = json.loads(known_file.read_text())
-    except (OSError, ValueError):
-        known = {}
-    stamps = {}
-    for name in parts.files_of(part):
-        status = (parts.path / name).stat()
-        stamp = [
-            status.st_size,
-            status.st_mtime_ns,
-            status.st_ino,
-            parts.manifest.files[name].sha256,
-        ]
-        stamps[name] = stamp
-        if known.get(name) != stamp:
-            parts.verify_file(name, partial(progress, f"checking {name}"))
-    if any(known.get(name) != stamp for name, stamp in stamps.items()):
-        # If the home directory cannot be written, the next run reads the files again.
-        with contextlib.suppress(OSError):
-            known_file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(known_file, known | stamps)
-
-
-def _verified_file(parts: Parts) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = hashlib.sha256(str(parts.path).encode()).hexdigest()[:16]
-    return cache / "distsage" / "verified" / f"{socket.gethostname()}-{key}.json"

@@ -11,13 +11,15 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from distsage.errors import UserError
 from distsage.limits import human_bytes
-from distsage.partition.parts import MANIFEST, Parts
+from distsage.partition.manifest import MANIFEST
+from distsage.partition.parts import Parts
 
 _LOCK = ".lock"
 
@@ -45,7 +47,8 @@ def stage_part(
     names = parts.files_of(part)
     need = sum(parts.manifest.files[name].bytes for name in names)
     try:
-        target.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.mkdir(mode=0o700)  # its place may be anybody's, such as /tmp
         free = shutil.disk_usage(target).free
     except OSError as error:
         raise UserError(f"cannot write to --stage {target.parent}: {error.strerror}") from error
@@ -60,7 +63,7 @@ def stage_part(
         lock = os.open(target / _LOCK, os.O_CREAT | os.O_RDWR)
         fcntl.flock(lock, fcntl.LOCK_EX)
         for name in (MANIFEST, *names):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).parent.mkdir(exist_ok=True)
             on_chunk = partial(progress, f"copying {name}")
             checksum = _copy(parts.path / name, target / name, on_chunk)
             if name in parts.manifest.files and checksum != parts.manifest.files[name].sha256:
@@ -74,13 +77,17 @@ def stage_part(
     except UserError:
         shutil.rmtree(target, ignore_errors=True)
         raise
-    return Parts.open(target)
+    staged = Parts.open(target)
+    if staged.manifest != parts.manifest:
+        shutil.rmtree(target, ignore_errors=True)
+        raise UserError(f"{parts.path / MANIFEST} changed while it was copied; start the job again")
+    return staged
 
 
 def _copy(source: Path, target: Path, on_chunk: Callable[[], None]) -> str:
     """Copy a file; return the checksum of what was read."""
     digest = hashlib.sha256()
-    with open(source, "rb") as reader, open(target, "wb") as writer:
+    with open(source, "rb") as reader, open(target, "xb") as writer:
         while chunk := reader.read(1 << 22):
             digest.update(chunk)
             writer.write(chunk)
@@ -89,11 +96,17 @@ def _copy(source: Path, target: Path, on_chunk: Callable[[], None]) -> str:
 
 
 def sweep_staged(stage: Path) -> list[str]:
-    """Remove copies that dead jobs of this user left in `stage`; return their names."""
+    """Remove copies that dead jobs of this user left in `stage`; return their names.
+
+    Others may write to `stage`, too: what another user put there, or a link, is left alone.
+    """
     swept = []
     for directory in stage.glob(f"distsage-stage.{os.getuid()}.*"):
         with contextlib.suppress(OSError):
-            lock = os.open(directory / _LOCK, os.O_RDWR)
+            status = directory.lstat()
+            if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+                continue
+            lock = os.open(directory / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             finally:

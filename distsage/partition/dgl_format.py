@@ -19,9 +19,7 @@ import torch
 from dgl.data.utils import load_tensors, save_tensors
 
 from distsage.data.graph import Topology
-
-NODE_TYPE = "_N"
-EDGE_TYPE = "_N:_E:_N"
+from distsage.partition.manifest import NODE_TYPE, dgl_config
 
 
 def write_part(
@@ -161,28 +159,10 @@ def write_config(
 ) -> None:
     """Write the JSON that `dgl.distributed` opens; `path` lies beside the `part<i>` directories."""
 
-    def ranges(offsets: np.ndarray) -> list[list[int]]:
-        return [[int(low), int(high)] for low, high in pairwise(offsets)]
+    def ranges(offsets: np.ndarray) -> list[tuple[int, int]]:
+        return [(int(low), int(high)) for low, high in pairwise(offsets)]
 
-    num_parts = len(node_offsets) - 1
-    config = {
-        "graph_name": graph_name,
-        "num_nodes": int(node_offsets[-1]),
-        "num_edges": int(edge_offsets[-1]),
-        "part_method": part_method,
-        "num_parts": num_parts,
-        "halo_hops": 1,
-        "node_map": {NODE_TYPE: ranges(node_offsets)},
-        "edge_map": {EDGE_TYPE: ranges(edge_offsets)},
-        "ntypes": {NODE_TYPE: 0},
-        "etypes": {EDGE_TYPE: 0},
-    }
-    for part in range(num_parts):
-        config[f"part-{part}"] = {
-            "node_feats": f"part{part}/node_feat.dgl",
-            "edge_feats": f"part{part}/edge_feat.dgl",
-            "part_graph": f"part{part}/graph.dgl",
-        }
+    config = dgl_config(graph_name, part_method, ranges(node_offsets), ranges(edge_offsets))
     path.write_text(json.dumps(config, indent=4))
 
 

@@ -1,13 +1,30 @@
 """What a parts directory holds and how it was made. Runs wherever parts are written or read."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args
 
 from distsage.data.graph import Task
 
 FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+QUALITY = "quality.json"
+INDPTR = "topology/indptr.npy"
+INDICES = "topology/indices.npy"
+ORIGINAL_IDS = "original_ids.npy"
+CACHE_RANKING = "cache_ranking.npy"
+NODE_TYPE = "_N"
+EDGE_TYPE = "_N:_E:_N"
+
+_GRAPH_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MOST = 1 << 48
+_MOST_PARTS = 1 << 16
+# What the header of an .npy file may take.
+_HEADER_BYTES = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,8 @@ class Manifest:
         parts: one entry per part.
         configuration: the options that the directory was made with.
         versions: of the packages that wrote it.
-        files: path inside the directory to size and checksum; all files but the manifest.
+        files: path inside the directory to size and checksum; all files but the manifest: those
+            of `file_names`, neither more nor less.
     """
 
     graph_name: str
@@ -104,24 +122,165 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Manifest":
-        """The inverse of `to_json`.
+        """The inverse of `to_json`; believes nothing.
 
         Raises:
-            KeyError, TypeError, ValueError: `value` is no manifest of this format version.
+            ValueError: `value` is no manifest of this format version, its numbers contradict each
+                other, or its files are not those that such a directory has.
         """
-        return cls(
-            graph_name=str(value["graph_name"]),
-            num_nodes=int(value["num_nodes"]),
-            num_edges=int(value["num_edges"]),
-            num_features=int(value["num_features"]),
-            num_classes=int(value["num_classes"]),
-            task=value["task"],
-            num_trainers_per_host=int(value["num_trainers_per_host"]),
-            parts=tuple(
-                Part(**part | {"nodes": tuple(part["nodes"]), "edges": tuple(part["edges"])})
-                for part in value["parts"]
-            ),
-            configuration=dict(value["configuration"]),
-            versions=dict(value["versions"]),
-            files={name: File(**entry) for name, entry in value["files"].items()},
+        entries = _fields(
+            value, "it", ("format_version", "edge_cut", *(field.name for field in fields(cls)))
         )
+        graph_name = _text(entries["graph_name"], "graph_name", _GRAPH_NAME)
+        if f"{graph_name}.json" in (MANIFEST, QUALITY):
+            raise ValueError(f"no graph is named {graph_name}")
+        if entries["task"] not in get_args(Task):
+            raise ValueError(f"its task is {reprlib.repr(entries['task'])}")
+        if not isinstance(entries["parts"], list) or not 0 < len(entries["parts"]) <= _MOST_PARTS:
+            raise ValueError("its parts are no list")
+        manifest = cls(
+            graph_name=graph_name,
+            num_nodes=_count(entries["num_nodes"], "num_nodes", least=1),
+            num_edges=_count(entries["num_edges"], "num_edges"),
+            num_features=_count(entries["num_features"], "num_features", least=1),
+            num_classes=_count(entries["num_classes"], "num_classes", least=1),
+            task=entries["task"],
+            num_trainers_per_host=_count(
+                entries["num_trainers_per_host"], "num_trainers_per_host", least=1
+            ),
+            parts=tuple(
+                _part(part, f"part {index}") for index, part in enumerate(entries["parts"])
+            ),
+            configuration=_fields(entries["configuration"], "its configuration"),
+            versions=_fields(entries["versions"], "its versions"),
+            files=_files(entries["files"], file_names(graph_name, len(entries["parts"]))),
+        )
+        manifest._check_numbers(_count(entries["edge_cut"], "edge_cut"))
+        return manifest
+
+    def _check_numbers(self, edge_cut: int) -> None:
+        for what, total in (("nodes", self.num_nodes), ("edges", self.num_edges)):
+            ranges = [getattr(part, what) for part in self.parts]
+            ends = [0, *(high for _, high in ranges)]
+            if [low for low, _ in ranges] != ends[:-1] or ends != sorted(ends) or ends[-1] != total:
+                raise ValueError(f"the {what} of its parts do not add up to its {total} {what}")
+        if self.edge_cut != edge_cut:
+            raise ValueError("the cut edges of its parts do not add up to its edge cut")
+        for index, part in enumerate(self.parts):
+            sizes = [self.files[name].bytes for name in part_file_names(index)]
+            rows = self.files[f"part{index}/node_feat.dgl"].bytes
+            if (
+                part.halo_nodes > self.num_nodes - part.num_nodes
+                or part.cut_edges > part.num_edges
+                or part.train_nodes + part.val_nodes + part.test_nodes > part.num_nodes
+                or part.bytes != sum(sizes)
+                or rows < 4 * part.num_nodes * self.num_features
+            ):
+                raise ValueError(f"the numbers of part {index} contradict each other")
+        for name, values, widths in (
+            (INDPTR, self.num_nodes + 1, (8,)),
+            (INDICES, self.num_edges, (4, 8)),
+        ):
+            size = self.files[name].bytes
+            if not any(0 < size - values * width <= _HEADER_BYTES for width in widths):
+                raise ValueError(f"{name} cannot have {size} bytes")
+
+
+def part_file_names(part: int) -> list[str]:
+    """The files of one part."""
+    names = (CACHE_RANKING, "edge_feat.dgl", "graph.dgl", "node_feat.dgl")
+    return [f"part{part}/{name}" for name in names]
+
+
+def file_names(graph_name: str, num_parts: int) -> list[str]:
+    """The files of a parts directory beside its manifest."""
+    shared = [f"{graph_name}.json", ORIGINAL_IDS, QUALITY, INDICES, INDPTR]
+    return [*shared, *(name for part in range(num_parts) for name in part_file_names(part))]
+
+
+def dgl_config(
+    graph_name: str,
+    part_method: str,
+    node_ranges: Iterable[tuple[int, int]],
+    edge_ranges: Iterable[tuple[int, int]],
+) -> dict[str, Any]:
+    """What `<graph_name>.json` holds, which `dgl.distributed` opens.
+
+    Args:
+        graph_name: of the manifest.
+        part_method: how the graph was split.
+        node_ranges: [low, high), the gids of each part.
+        edge_ranges: likewise of its edges.
+    """
+    nodes, edges = ([list(each) for each in ranges] for ranges in (node_ranges, edge_ranges))
+    config = {
+        "graph_name": graph_name,
+        "num_nodes": nodes[-1][1],
+        "num_edges": edges[-1][1],
+        "part_method": part_method,
+        "num_parts": len(nodes),
+        "halo_hops": 1,
+        "node_map": {NODE_TYPE: nodes},
+        "edge_map": {EDGE_TYPE: edges},
+        "ntypes": {NODE_TYPE: 0},
+        "etypes": {EDGE_TYPE: 0},
+    }
+    for part in range(len(nodes)):
+        config[f"part-{part}"] = {
+            "node_feats": f"part{part}/node_feat.dgl",
+            "edge_feats": f"part{part}/edge_feat.dgl",
+            "part_graph": f"part{part}/graph.dgl",
+        }
+    return config
+
+
+def _fields(value: Any, what: str, names: Iterable[str] | None = None) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} should be an object, but is {reprlib.repr(value)}")
+    wrong = sorted(set(value).symmetric_difference(value if names is None else names))
+    if wrong:
+        raise ValueError(f"{what} lacks, or has without need, {reprlib.repr(wrong)}")
+    return dict(value)
+
+
+def _count(value: Any, what: str, least: int = 0) -> int:
+    if type(value) is not int or not least <= value <= _MOST:  # a bool is an int, too
+        raise ValueError(f"{what} is {reprlib.repr(value)}")
+    return value
+
+
+def _text(value: Any, what: str, pattern: re.Pattern[str]) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(f"{what} is {reprlib.repr(value)}")
+    return value
+
+
+def _range(value: Any, what: str) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError(f"{what} are {reprlib.repr(value)}")
+    return _count(value[0], what), _count(value[1], what)
+
+
+def _part(value: Any, what: str) -> Part:
+    entries = _fields(value, what, (field.name for field in fields(Part)))
+    counts = {
+        name: _count(entry, f"{name} of {what}")
+        for name, entry in entries.items()
+        if name not in ("nodes", "edges")
+    }
+    return Part(
+        nodes=_range(entries["nodes"], f"the nodes of {what}"),
+        edges=_range(entries["edges"], f"the edges of {what}"),
+        **counts,
+    )
+
+
+def _files(value: Any, names: Iterable[str]) -> dict[str, File]:
+    files = {}
+    for name, entry in _fields(value, "its list of files", names).items():
+        entries = _fields(entry, name, ("bytes", "sha256"))
+        files[name] = File(
+            bytes=_count(entries["bytes"], f"the size of {name}"),
+            sha256=_text(entries["sha256"], f"the checksum of {name}", _SHA256),
+        )
+    return files

@@ -5,23 +5,33 @@ Needs numpy only; `load_part` alone imports DGL, and when it is called.
 
 import hashlib
 import json
+import os
+import reprlib
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from distsage.data.graph import Graph, Topology
+from distsage.data.graph import Topology
+from distsage.data.npy import ArrayError, map_array
+from distsage.data.validate import MASKS
 from distsage.errors import UserError
-from distsage.partition.manifest import FORMAT_VERSION, Manifest
+from distsage.files import read_json
+from distsage.partition.manifest import (
+    CACHE_RANKING,
+    FORMAT_VERSION,
+    INDICES,
+    INDPTR,
+    MANIFEST,
+    ORIGINAL_IDS,
+    Manifest,
+    dgl_config,
+    file_names,
+    part_file_names,
+)
 
-MANIFEST = "manifest.json"
-QUALITY = "quality.json"
-INDPTR = "topology/indptr.npy"
-INDICES = "topology/indices.npy"
-ORIGINAL_IDS = "original_ids.npy"
-CACHE_RANKING = "cache_ranking.npy"
 _READ_BYTES = 1 << 22
 
 
@@ -40,7 +50,7 @@ class Parts:
             UserError: it is no parts directory, its manifest cannot be read or is of another
                 format version, or the manifest and DGL's JSON do not belong together.
         """
-        path = Path(path).resolve()
+        path = Path(os.path.realpath(path))
         directory = path.parent if path.suffix == ".json" else path
         if not directory.is_dir():
             raise UserError(f"there is no parts directory {directory}")
@@ -49,19 +59,18 @@ class Parts:
                 f"{directory} has no {MANIFEST}, so it is no directory that `distsage partition` "
                 "wrote; make one with it"
             )
-        value = _read_json(directory / MANIFEST)
+        value = read_json(directory / MANIFEST)
         version = value.get("format_version")
-        if version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:
             raise UserError(
-                f"{directory / MANIFEST} has format version {version}, this distsage reads "
-                f"{FORMAT_VERSION}; partition the graph again"
+                f"{directory / MANIFEST} has format version {reprlib.repr(version)}, this distsage "
+                f"reads {FORMAT_VERSION}; partition the graph again"
             )
         try:
             manifest = Manifest.from_json(value)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except ValueError as error:
             raise UserError(
-                f"{directory / MANIFEST} is damaged ({type(error).__name__}: {error}); "
-                "partition the graph again"
+                f"{directory / MANIFEST} is damaged ({error}); partition the graph again"
             ) from error
         parts = cls(directory, manifest)
         if path != directory and path != parts.dgl_config:
@@ -91,11 +100,11 @@ class Parts:
         Raises:
             UserError: a file is missing, truncated, or not of the manifest's size.
         """
-        topology = Topology(
-            self._array(INDPTR, (self.manifest.num_nodes + 1,)),
-            self._array(INDICES, (self.manifest.num_edges,)),
+        num_nodes, num_edges = self.manifest.num_nodes, self.manifest.num_edges
+        return Topology(
+            self._array(INDPTR, "i", num_nodes + 1),
+            self._array(INDICES, "i", num_edges),
         )
-        return topology
 
     def original_ids(self) -> np.ndarray:
         """Gid to original id: int64 or unicode `[N]`, a read-only memory map.
@@ -103,7 +112,7 @@ class Parts:
         Raises:
             UserError: as for `topology`.
         """
-        return self._array(ORIGINAL_IDS, (self.manifest.num_nodes,))
+        return self._array(ORIGINAL_IDS, "iuU", self.manifest.num_nodes)
 
     def cache_ranking(self, part: int) -> np.ndarray:
         """Remote gids that the part's trainers may sample, the likeliest first: a memory map.
@@ -111,7 +120,7 @@ class Parts:
         Raises:
             UserError: as for `topology`.
         """
-        return self._array(f"part{part}/{CACHE_RANKING}", None)
+        return self._array(f"part{part}/{CACHE_RANKING}", "i", None)
 
     def load_part(self, part: int) -> dict[str, np.ndarray]:
         """The rows of the nodes that a part owns, by name, in gid order. Imports DGL.
@@ -121,21 +130,37 @@ class Parts:
             and test_mask uint8 `[n]`.
 
         Raises:
-            UserError: the file is missing or does not have the manifest's size.
+            UserError: the file is missing, does not have the manifest's size, or holds other rows
+                than the manifest says.
         """
         from distsage.partition.dgl_format import read_node_data
 
-        self._check_size(f"part{part}/node_feat.dgl")
-        return read_node_data(self.path / f"part{part}")
+        name = f"part{part}/node_feat.dgl"
+        self._check_size(name)
+        rows = read_node_data(self.path / f"part{part}")
+        manifest, num_nodes = self.manifest, self.manifest.parts[part].num_nodes
+        labels = (
+            ("float32", (num_nodes, manifest.num_classes))
+            if manifest.task == "multilabel"
+            else ("int64", (num_nodes,))
+        )
+        expected = {
+            "features": ("float32", (num_nodes, manifest.num_features)),
+            "labels": labels,
+            **dict.fromkeys(MASKS, ("uint8", (num_nodes,))),
+        }
+        if {key: (values.dtype.name, values.shape) for key, values in rows.items()} != expected:
+            raise UserError(
+                f"{self.path / name} does not hold the rows that the manifest says; partition the "
+                "graph again"
+            )
+        return rows
 
     def files_of(self, part: int | None = None) -> list[str]:
         """Names of the files of one part and those that all parts share; None names all."""
-        others = {f"part{other}" for other in range(self.num_parts) if other != part}
-        return [
-            name
-            for name in self.manifest.files
-            if part is None or name.partition("/")[0] not in others
-        ]
+        if part is None:
+            return file_names(self.manifest.graph_name, self.num_parts)
+        return [*file_names(self.manifest.graph_name, 0), *part_file_names(part)]
 
     def check_sizes(self, part: int | None = None) -> None:
         """Compare the sizes of the files of `files_of(part)` with the manifest; quick.
@@ -146,22 +171,13 @@ class Parts:
         for name in self.files_of(part):
             self._check_size(name)
 
-    def verify(self, part: int | None = None) -> None:
-        """Compare the checksums of the files of `files_of(part)` with the manifest; reads them.
-
-        Raises:
-            UserError: a file is missing, truncated, or not the one that was written.
-        """
-        for name in self.files_of(part):
-            self.verify_file(name)
-
     def verify_file(self, name: str, on_chunk: Callable[[], None] = lambda: None) -> None:
         """Compare one file's checksum with the manifest; reads every byte.
 
         `on_chunk` is called with every few MiB.
 
         Raises:
-            UserError: as for `verify`.
+            UserError: it is missing, truncated, or not the one that was written.
         """
         self._check_size(name)
         if sha256(self.path / name, on_chunk) != self.manifest.files[name].sha256:
@@ -173,9 +189,12 @@ class Parts:
     def _check_size(self, name: str) -> None:
         path = self.path / name
         try:
-            found = path.stat().st_size
+            status = path.stat()
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"cannot read {path}: it is no regular file")
+        found = status.st_size
         expected = self.manifest.files[name].bytes
         if found != expected:
             raise UserError(
@@ -183,35 +202,43 @@ class Parts:
                 "copy it again or partition the graph again"
             )
 
-    def _array(self, name: str, shape: tuple[int, ...] | None) -> np.ndarray:
+    def _array(self, name: str, kinds: str, length: int | None) -> np.ndarray:
+        """A list, memory-mapped; `kinds` are numpy's letters for the types that it may have."""
         self._check_size(name)
+        path = self.path / name
         try:
-            array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.path / name}: {error}") from error
-        if shape is not None and array.shape != shape:
+            array = map_array(path)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except ArrayError as error:
+            raise UserError(f"cannot read {path}: {error}") from error
+        if array.ndim != 1 or array.dtype.kind not in kinds or length not in (None, len(array)):
             raise UserError(
-                f"{self.path / name} has shape {array.shape}, the manifest says {shape}; "
-                "partition the graph again"
+                f"{path} has {array.dtype} of shape {array.shape}, which is not what the manifest "
+                "says; partition the graph again"
             )
         return array
 
     def _check_dgl_config(self) -> None:
         manifest = self.manifest
-        config = _read_json(self.dgl_config)
-        expected = {
-            "graph_name": manifest.graph_name,
-            "num_nodes": manifest.num_nodes,
-            "num_edges": manifest.num_edges,
-            "num_parts": len(manifest.parts),
-            "node_map": {"_N": [list(part.nodes) for part in manifest.parts]},
-            "edge_map": {"_N:_E:_N": [list(part.edges) for part in manifest.parts]},
-        }
-        for key, value in expected.items():
-            if config.get(key) != value:
+        config = read_json(self.dgl_config)
+        method = config.get("part_method")
+        expected = dgl_config(
+            manifest.graph_name,
+            method if method in ("metis", "random") else "metis",
+            [part.nodes for part in manifest.parts],
+            [part.edges for part in manifest.parts],
+        )
+        for key in [*expected, *config]:
+            # As JSON: 1, 1.0 and true are equal in Python.
+            found, wanted = (
+                json.dumps(each.get(key), sort_keys=True) for each in (config, expected)
+            )
+            if found != wanted:
                 raise UserError(
-                    f"{self.dgl_config} and {MANIFEST} beside it do not belong together: "
-                    f"they differ in {key}; partition the graph again"
+                    f"{self.dgl_config} and {MANIFEST} beside it do not belong together: they "
+                    f"differ in {key if key in expected else reprlib.repr(key)}; partition the "
+                    "graph again"
                 )
 
 
@@ -223,39 +250,3 @@ def sha256(path: Path, on_chunk: Callable[[], None] = lambda: None) -> str:
             digest.update(chunk)
             on_chunk()
     return digest.hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); partition the graph again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; partition the graph again")
-    return value
-
-
-def load_parts(path: Path) -> tuple[Graph, int]:
-    """Put the parts of a graph together again, in gids, and return it with its edge cut.
-
-    Raises:
-        UserError: the parts cannot be read.
-    """
-    parts = Parts.open(path)
-    manifest = parts.manifest
-    data = [parts.load_part(part) for part in range(parts.num_parts)]
-    rows = {name: np.concatenate([part[name] for part in data]) for name in data[0]}
-    graph = Graph(
-        name=manifest.graph_name,
-        topology=parts.topology(),
-        features=rows["features"],
-        labels=rows["labels"],
-        num_classes=manifest.num_classes,
-        train_mask=rows["train_mask"].astype(bool),
-        val_mask=rows["val_mask"].astype(bool),
-        test_mask=rows["test_mask"].astype(bool),
-        original_ids=parts.original_ids(),
-    )
-    return graph, manifest.edge_cut

@@ -17,17 +17,20 @@ from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
 from distsage.files import atomic_directory, explain_write_errors, write_json
 from distsage.partition import estimate
-from distsage.partition.manifest import File, Manifest, Part
-from distsage.partition.metis import PartMethod, assign
-from distsage.partition.parts import (
+from distsage.partition.manifest import (
     CACHE_RANKING,
     INDICES,
     INDPTR,
     MANIFEST,
     ORIGINAL_IDS,
     QUALITY,
-    sha256,
+    File,
+    Manifest,
+    Part,
+    file_names,
 )
+from distsage.partition.metis import PartMethod, assign
+from distsage.partition.parts import sha256
 from distsage.partition.quality import QualityReport
 from distsage.partition.ranking import rank_remote
 from distsage.partition.reorder import Order, part_topology
@@ -266,9 +269,8 @@ def _finish(
     report = QualityReport.of(manifest)
     write_json(directory / QUALITY, report.to_json())
     files = {
-        str(path.relative_to(directory)): File(path.stat().st_size, sha256(path))
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
+        name: File((directory / name).stat().st_size, sha256(directory / name))
+        for name in file_names(graph.name, len(parts))
     }
     write_json(directory / MANIFEST, replace(manifest, files=files).to_json())
     return report

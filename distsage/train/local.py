@@ -27,7 +27,7 @@ from distsage.launch.preflight import versions
 from distsage.launch.watch import failure_note
 from distsage.model.backend import by_kernels, choose_device, description, set_threads
 from distsage.model.inference import infer
-from distsage.partition.parts import load_parts
+from distsage.partition.verify import load_parts
 from distsage.sampling.batch import MiniBatch
 from distsage.sampling.sampler import Sampler
 from distsage.sampling.seeds import SeedPlan, Step

@@ -20,7 +20,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from distsage.data.graph import Graph
 from distsage.model.graphsage import GraphSAGE
-from distsage.partition.parts import Parts, load_parts
+from distsage.partition.parts import Parts
+from distsage.partition.verify import load_parts
 from distsage.sampling.seeds import SeedPlan
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900), pytest.mark.levels]

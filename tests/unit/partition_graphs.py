@@ -10,6 +10,7 @@ import scipy.sparse
 from distsage.data.csc import csc_from_edges
 from distsage.data.graph import Graph, Topology
 from distsage.partition.parts import Parts
+from distsage.partition.verify import verify
 
 
 def make_graph(src: np.ndarray, dst: np.ndarray, num_nodes: int, **changes: object) -> Graph:
@@ -70,7 +71,7 @@ def check_parts(graph: Graph, path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """Compare a directory with its graph, through stock DGL and through `Parts`."""
     monkeypatch.setenv("DGL_DIST_DEBUG", "1")  # load_partition then checks its partition book
     parts = Parts.open(path)
-    parts.verify()
+    verify(parts)
     oid = np.asarray(parts.original_ids())
     names = np.arange(graph.num_nodes) if graph.original_ids is None else graph.original_ids
     place = {name: v for v, name in enumerate(names.tolist())}

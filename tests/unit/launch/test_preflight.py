@@ -16,6 +16,7 @@ from distsage.launch.stage import stage_part, staged_path, sweep_staged
 from distsage.limits import SHARED_MEMORY
 from distsage.partition.parts import Parts
 from distsage.partition.run import partition
+from distsage.partition.verify import verify
 from tests.unit.partition_graphs import ring
 
 
@@ -154,43 +155,11 @@ def test_only_own_segments_of_mpich_lose_their_names():
         other.unlink()
 
 
-@pytest.mark.parametrize("name", ["part1/node_feat.dgl", "topology/indices.npy"])
-def test_a_damaged_file_is_named(parts, name):
-    path = parts.path / name
-    content = path.read_bytes()
-    path.write_bytes(content[:-1])
-    with pytest.raises(UserError, match=f"{name} has {len(content) - 1} bytes"):
-        preflight.verify_part(parts, 1)
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(UserError, match=f"{name} has changed"):
-        preflight.verify_part(parts, 1)
-    path.write_bytes(content)
-    preflight.verify_part(parts, 1)
-
-
-def test_another_parts_files_are_not_read(parts):
-    (parts.path / "part1" / "node_feat.dgl").unlink()
-    preflight.verify_part(parts, 0)
-    with pytest.raises(UserError, match="part1/node_feat.dgl"):
-        preflight.verify_part(parts, 1)
-
-
-def test_checksums_are_remembered_until_a_file_changes(parts, monkeypatch):
-    preflight.verify_part(parts, 0)
-    read = []
-    monkeypatch.setattr(Parts, "verify_file", lambda _, name, on_chunk: read.append(name))
-    preflight.verify_part(parts, 0)
-    assert read == []
-    os.utime(parts.path / "topology" / "indptr.npy", ns=(1, 1))
-    preflight.verify_part(parts, 0)
-    assert read == ["topology/indptr.npy"]
-
-
 def test_a_staged_copy_is_whole_and_holds_one_part(parts, tmp_path):
     target = staged_path(tmp_path / "scratch", "job", 1)
     copy = stage_part(parts, 1, target)
     copy.check_sizes(1)
-    copy.verify(1)
+    verify(copy, 1)
     assert copy.path == target
     assert not (target / "part0").exists()
     assert sweep_staged(tmp_path / "scratch") == []  # this process is alive and holds its lock

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from distsage.errors import UserError
-from distsage.partition.parts import MANIFEST, Parts
+from distsage.partition.manifest import MANIFEST
+from distsage.partition.parts import Parts
 from distsage.partition.quality import QualityReport
 from distsage.partition.run import partition
+from distsage.partition.verify import verify
 from tests.unit.partition_graphs import random_directed
 
 
@@ -36,7 +38,7 @@ def edit(path: Path, **changes: object) -> None:
 def test_opens_by_directory_and_by_dgl_json(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = Parts.open(written)
     parts.check_sizes()
-    parts.verify()
+    verify(parts)
     assert Parts.open(str(written / "small.json")) == parts
     monkeypatch.chdir(written)
     assert Parts.open("small.json") == parts
@@ -48,7 +50,8 @@ def test_opens_by_directory_and_by_dgl_json(written: Path, monkeypatch: pytest.M
 def test_opening_imports_neither_dgl_nor_torch(written: Path) -> None:
     program = (
         "import sys; from distsage.partition.parts import Parts; "
-        "parts = Parts.open(sys.argv[1]); parts.topology(); parts.original_ids(); parts.verify(); "
+        "from distsage.partition.verify import verify; "
+        "parts = Parts.open(sys.argv[1]); parts.topology(); parts.original_ids(); verify(parts); "
         "print({'dgl', 'torch', 'numba'} & set(sys.modules))"
     )
     run = subprocess.run(
@@ -134,7 +137,7 @@ def test_truncated_file(parts: Path, name: str) -> None:
     content = (parts / name).read_bytes()
     (parts / name).write_bytes(content[:-1])
     opened = Parts.open(parts)
-    for check in (opened.check_sizes, opened.verify, lambda: opened.verify(1)):
+    for check in (opened.check_sizes, lambda: verify(opened), lambda: verify(opened, 1)):
         with pytest.raises(UserError, match=f"{name} has {len(content) - 1} bytes"):
             check()
 
@@ -143,7 +146,7 @@ def test_truncated_file(parts: Path, name: str) -> None:
 def test_missing_file(parts: Path, name: str) -> None:
     (parts / name).unlink()
     opened = Parts.open(parts)
-    for check in (opened.check_sizes, opened.verify, lambda: opened.verify(1)):
+    for check in (opened.check_sizes, lambda: verify(opened), lambda: verify(opened, 1)):
         with pytest.raises(UserError, match=f"cannot read .*{name}: No such file"):
             check()
 
@@ -155,7 +158,7 @@ def test_changed_byte(parts: Path, name: str) -> None:
     (parts / name).write_bytes(content)
     opened = Parts.open(parts)
     opened.check_sizes()
-    for check in (opened.verify, lambda: opened.verify(1)):
+    for check in (lambda: verify(opened), lambda: verify(opened, 1)):
         with pytest.raises(UserError, match=f"{name} has changed"):
             check()
 
@@ -163,11 +166,11 @@ def test_changed_byte(parts: Path, name: str) -> None:
 def test_verifying_one_part_leaves_the_others_unread(parts: Path) -> None:
     shutil.rmtree(parts / "part1")
     opened = Parts.open(parts)
-    opened.verify(0)
+    verify(opened, 0)
     with pytest.raises(UserError, match="part1"):
-        opened.verify(1)
+        verify(opened, 1)
     with pytest.raises(UserError, match="part1"):
-        opened.verify()
+        verify(opened)
 
 
 def test_readers_name_the_file(parts: Path) -> None:

@@ -1,0 +1,115 @@
+"""Parts that are still what was written: checksums, remembered per file. Runs on every host.
+
+`distsage train` verifies a host's part in its preflight, `local` and `predict` all parts.
+"""
+
+import contextlib
+import hashlib
+import os
+import socket
+import stat
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distsage.data.graph import Graph
+from distsage.errors import UserError
+from distsage.files import read_json, write_json
+from distsage.partition.parts import Parts
+
+
+def verify(
+    parts: Parts, part: int | None = None, progress: Callable[[str], None] = lambda doing: None
+) -> None:
+    """Compare a part's files, and those that all parts share, with the manifest.
+
+    Sizes come first, at once. Checksums are remembered per file (size, times of change, inode), so
+    that later runs of the same parts on this host read nothing again.
+
+    Args:
+        parts: to verify.
+        part: whose files; None takes all parts.
+        progress: told what is read, with every few MiB.
+
+    Raises:
+        UserError: a file is missing, truncated or changed.
+    """
+    parts.check_sizes(part)
+    record = _record(parts)
+    known = _read_record(record)
+    stamps = {}
+    for name in parts.files_of(part):
+        stamp = _stamp(parts, name)
+        if known.get(name) != stamp:
+            parts.verify_file(name, partial(progress, f"checking {name}"))
+            if _stamp(parts, name) != stamp:
+                raise UserError(
+                    f"{parts.path / name} changed while it was read; wait until it is written"
+                )
+        stamps[name] = stamp
+    if any(known.get(name) != stamp for name, stamp in stamps.items()):
+        # If the home directory cannot be written, the next run reads the files again.
+        with contextlib.suppress(OSError):
+            record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_json(record, known | stamps)
+
+
+def _stamp(parts: Parts, name: str) -> list[Any]:
+    """What changes when a file is written or replaced; nobody can set the time of its change."""
+    status = (parts.path / name).stat()
+    return [
+        *(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino),
+        parts.manifest.files[name].sha256,
+    ]
+
+
+def _record(parts: Parts) -> Path:
+    """Where this host remembers what it has read of a directory."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    key = hashlib.sha256(os.fsencode(parts.path)).hexdigest()[:16]
+    return cache / "distsage" / "verified" / f"{socket.gethostname()}-{key}.json"
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What is remembered: nothing, where others may have written it, or it is damaged.
+
+    A file system that keeps no owners, or a home directory that others may write, costs reading.
+    """
+    try:
+        for place in (path.parent, path):
+            status = place.lstat()
+            kind = stat.S_ISDIR if place == path.parent else stat.S_ISREG
+            writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            if status.st_uid != os.getuid() or writable or not kind(status.st_mode):
+                return {}
+        return read_json(path)
+    except (OSError, UserError):
+        return {}
+
+
+def load_parts(path: Path) -> tuple[Graph, int]:
+    """Put the parts of a graph together again, in gids, and return it with its edge cut.
+
+    Raises:
+        UserError: the parts cannot be read, or are not those that were written.
+    """
+    parts = Parts.open(path)
+    verify(parts)
+    manifest = parts.manifest
+    data = [parts.load_part(part) for part in range(parts.num_parts)]
+    rows = {name: np.concatenate([part[name] for part in data]) for name in data[0]}
+    graph = Graph(
+        name=manifest.graph_name,
+        topology=parts.topology(),
+        features=rows["features"],
+        labels=rows["labels"],
+        num_classes=manifest.num_classes,
+        train_mask=rows["train_mask"].astype(bool),
+        val_mask=rows["val_mask"].astype(bool),
+        test_mask=rows["test_mask"].astype(bool),
+        original_ids=parts.original_ids(),
+    )
+    return graph, manifest.edge_cut
