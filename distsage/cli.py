@@ -25,6 +25,8 @@ from distsage.kernels import level
 
 Config = TypeVar("Config")
 
+_MOST_CONFIG_BYTES = 1 << 16
+
 
 def _nearest(wrong: str, real: Sequence[str]) -> str:
     matches = difflib.get_close_matches(wrong, real, n=1, cutoff=0.5)
@@ -32,26 +34,52 @@ def _nearest(wrong: str, real: Sequence[str]) -> str:
 
 
 def _yaml_options(path: str) -> list[str]:
-    """The options that a YAML file of `option: value` lines stands for."""
+    """The options that a YAML file of `option: value` lines stands for.
+
+    Values are passed on as they are written: nothing is constructed from them here.
+    """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        with open(path, "rb") as stream:
+            content = stream.read(_MOST_CONFIG_BYTES + 1)
     except OSError as error:
         raise UserError(f"cannot read --config {path}: {error.strerror}") from error
+    if len(content) > _MOST_CONFIG_BYTES:
+        raise UserError(f"--config {path} is longer than {_MOST_CONFIG_BYTES >> 10} KiB")
+    lines = f"--config {path} must hold lines of `option: value`"
+    try:
+        text = content.decode()
+        depth = 0
+        # Before anything is built: an alias may stand for very much, and nesting takes stack.
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if getattr(event, "anchor", None) or getattr(event, "tag", None):
+                raise UserError(
+                    f"--config {path} has an anchor, alias or tag (&, * or !); write values out"
+                )
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > 2:
+                raise UserError(f"{lines}, or of `option: [value, value]`")
+        root = yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path} must hold lines of `option: value`")
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(lines)
     options = []
-    for key, value in values.items():
-        option = f"--{str(key).replace('_', '-')}"
-        if value is None or value is False:
-            continue  # left at its default
-        if value is True:
-            options.append(option)
-        elif isinstance(value, list):
-            options += [option, ",".join(map(str, value))]
-        else:
-            options += [option, str(value)]
+    for key, value in root.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise UserError(lines)
+        option = f"--{key.value.replace('_', '-')}"
+        if isinstance(value, yaml.SequenceNode) and all(
+            isinstance(item, yaml.ScalarNode) for item in value.value
+        ):
+            options += [option, ",".join(item.value for item in value.value)]
+        elif not isinstance(value, yaml.ScalarNode):
+            raise UserError(f"{lines}, but {option} has lines of its own")
+        elif value.tag == "tag:yaml.org,2002:bool":
+            if value.value.lower() in ("true", "yes", "on"):
+                options.append(option)  # what is false is left at its default
+        elif value.tag != "tag:yaml.org,2002:null":
+            options += [option, value.value]
     return options
 
 
@@ -81,6 +109,8 @@ def parse(config_class: type[Config], command: str, arguments: Sequence[str]) ->
     fields = dataclasses.fields(config_class)  # type: ignore[arg-type]
     options = [f"--{field.name.replace('_', '-')}" for field in fields]
     for argument in expanded:
+        if "\0" in argument:
+            raise UserError(f"{command} was given {argument!r}, which no file or option is named")
         option = argument.partition("=")[0].replace("_", "-")
         if option.startswith("--") and option not in [*options, "--help"]:
             raise UserError(
@@ -93,6 +123,10 @@ def parse(config_class: type[Config], command: str, arguments: Sequence[str]) ->
         args=expanded,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    for field, option in zip(fields, options, strict=True):
+        value = getattr(config, field.name)
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(f"{option} has {len(str(abs(value)))} digits, more than can be counted")
     return config
 
 

@@ -11,6 +11,9 @@ import psutil
 
 from distsage.errors import UserError
 
+_MOST_HOSTS = 1 << 16
+_MOST_LIST_BYTES = 1 << 22
+
 
 @dataclass(frozen=True)
 class Address:
@@ -56,37 +59,56 @@ def own_addresses() -> list[Address]:
     return found
 
 
-def _split_outside_brackets(text: str) -> list[str]:
-    return [item for item in re.split(r",(?![^\[]*\])", text) if item]
-
-
 def expand_nodelist(nodelist: str) -> list[str]:
     """Expand Slurm's compressed list: `node[1-3,07],login` -> node1 node2 node3 node07 login.
 
     Raises:
-        UserError: the list is malformed.
+        UserError: the list is malformed, or names more hosts than any job has.
     """
     names: list[str] = []
-    for item in _split_outside_brackets(nodelist.strip()):
+    for item in re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", nodelist.strip()):
         expanded = [""]
-        for literal, ranges in re.findall(r"([^\[\]]+)|\[([^\[\]]*)\]", item):
-            if literal:
-                expanded = [prefix + literal for prefix in expanded]
-                continue
-            numbers: list[str] = []
-            for piece in ranges.split(","):
-                match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece)
-                if match is None:
-                    raise UserError(f"cannot read {item!r} in the host list {nodelist!r}")
-                first, last = match.group(1), match.group(2) or match.group(1)
-                numbers += [
-                    str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)
-                ]
+        position = 0
+        for piece in re.finditer(r"([^\[\]]+)|\[([^\[\]]*)\]", item):
+            if piece.start() != position:
+                break
+            position = piece.end()
+            literal, ranges = piece.groups()
+            numbers = [literal] if literal else _numbers(ranges)
+            if not numbers:
+                break
+            if len(names) + len(expanded) * len(numbers) > _MOST_HOSTS:
+                raise UserError(
+                    f"the host list {_shortened(nodelist)} names more than {_MOST_HOSTS:,} hosts"
+                )
             expanded = [prefix + number for prefix in expanded for number in numbers]
-        if item.count("[") != item.count("]") or "" in expanded:
-            raise UserError(f"cannot read {item!r} in the host list {nodelist!r}")
-        names += expanded
+        else:
+            if position == len(item):
+                names += expanded
+                continue
+        raise UserError(f"cannot read {_shortened(item)} in the host list {_shortened(nodelist)}")
     return names
+
+
+def _numbers(ranges: str) -> list[str]:
+    """`1-3,07` -> 1 2 3 07; empty where it is malformed or too many."""
+    numbers: list[str] = []
+    for piece in ranges.split(","):
+        match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", piece)
+        if match is None:
+            return []
+        first, last = match.group(1), match.group(2) or match.group(1)
+        count = int(last) - int(first) + 1
+        if count < 1:
+            return []
+        # One too many is enough for the caller to refuse them.
+        stop = int(first) + min(count, _MOST_HOSTS + 1 - len(numbers))
+        numbers += [str(number).zfill(len(first)) for number in range(int(first), stop)]
+    return numbers
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:80]}...")
 
 
 def name_hosts(
@@ -262,9 +284,14 @@ def read_ip_config(path: Path) -> list[str]:
         UserError: unreadable, empty, or a line that starts with no IPv4 address.
     """
     try:
-        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        with open(path, "rb") as stream:
+            content = stream.read(_MOST_LIST_BYTES + 1)
     except OSError as error:
         raise UserError(f"cannot read --ip-config {path}: {error.strerror}") from error
+    if len(content) > _MOST_LIST_BYTES:
+        raise UserError(f"--ip-config {path} is longer than any list of hosts")
+    # What is no text is no address either, and named as such.
+    lines = [line.split() for line in content.decode(errors="replace").splitlines() if line.strip()]
     if not lines:
         raise UserError(f"--ip-config {path} is empty; give one address per host, one per line")
     for number, fields in enumerate(lines, 1):
@@ -272,8 +299,8 @@ def read_ip_config(path: Path) -> list[str]:
             ipaddress.IPv4Address(fields[0])
         except ValueError:
             raise UserError(
-                f"line {number} of --ip-config {path} starts with {fields[0]!r}, which is no IPv4 "
-                "address; give one address per host, one per line"
+                f"line {number} of --ip-config {path} starts with {_shortened(fields[0])}, which "
+                "is no IPv4 address; give one address per host, one per line"
             ) from None
     return [fields[0] for fields in lines]
 

@@ -1,10 +1,12 @@
 """The command line: spellings, YAML, and what a mistake is answered with."""
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
 
 import pytest
+from hypothesis import given
 
 from distsage.cli import main, parse
 from distsage.config import (
@@ -16,6 +18,7 @@ from distsage.config import (
     parse_fan_out,
 )
 from distsage.errors import UserError
+from tests.unit.fuzzing import damaged, examples, nested, success_or_one_sentence
 
 
 def test_both_spellings_of_an_option():
@@ -117,3 +120,72 @@ def test_the_command_line_imports_nothing_heavy():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert printed.strip() == "[]"
+
+
+GOOD_YAML = b"""# a job
+parts: some/dir
+num_epochs: 3
+lr: 0.01
+fan-out: [5, 10]
+replace: true
+cache_ratio: ~
+"""
+
+
+def parse_yaml(path, content):
+    path.write_bytes(content)
+    return parse(TrainConfig, "train", ["--config", str(path)])
+
+
+def test_yaml_values_are_passed_on_as_they_are_written(tmp_path):
+    config = parse_yaml(tmp_path / "job.yaml", GOOD_YAML + b"run_dir: 2026-11-26\nseed: 010\n")
+    assert (config.fan_outs, config.lr, config.replace) == ((5, 10), 0.01, True)
+    assert (str(config.run_dir), config.seed, config.cache_ratio) == ("2026-11-26", 10, None)
+
+
+BOMB = b"a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + b"".join(
+    b"a%d: &a%d [%s]\n" % (level, level, b", ".join([b"*a%d" % (level - 1)] * 9))
+    for level in range(1, 30)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (BOMB, "anchor, alias or tag"),
+        (b"parts: &here x\n", "anchor, alias or tag"),
+        (b"parts: [a, [b]]\n", "lines of `option: value`"),
+        (b"parts: {a: b}\n", "has lines of its own"),
+        (b"? [a]\n: b\n", "lines of `option: value`"),
+        (b"- a\n- b\n", "lines of `option: value`"),
+        (b"", "lines of `option: value`"),
+        (b"a: b\n---\nc: d\n", "is no YAML"),
+        (b"parts: !!python/object/apply:os.system [id]\n", "anchor, alias or tag"),
+        (b"lr: \xff\n", "is no YAML"),
+        (b"parts: 'a\n", "is no YAML"),
+        (b'parts: "a\\0b"\n', "which no file or option is named"),
+        (b"parts: x\nnum_epochs: " + b"9" * 4000 + b"\n", "--num-epochs has 4000 digits"),
+        (b"x" * 100_000, "longer than 64 KiB"),
+        *((content, "--config") for content in nested(20_000)),
+    ],
+)
+def test_yaml_that_is_no_list_of_options(tmp_path, content, sentence):
+    with pytest.raises(UserError) as caught:
+        parse_yaml(tmp_path / "job.yaml", content)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_with_a_number_of_5000_digits(tmp_path, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        parse_yaml(tmp_path / "job.yaml", b"parts: x\nseed: " + b"9" * 5000 + b"\n")
+    assert leaving.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@examples(150)
+@given(content=damaged(GOOD_YAML))
+def test_damaged_yaml(content, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "damaged.yaml"
+    with success_or_one_sentence(), contextlib.suppress(SystemExit):  # tyro prints and leaves
+        parse_yaml(path, content)

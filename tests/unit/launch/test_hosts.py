@@ -1,8 +1,11 @@
 """Host lists, their order, and which address each host gets."""
 
 import socket
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distsage.errors import UserError
 from distsage.launch.hosts import (
@@ -17,6 +20,7 @@ from distsage.launch.hosts import (
     own_addresses,
     read_ip_config,
 )
+from tests.unit.fuzzing import damaged, examples, success_or_one_sentence
 
 
 @pytest.mark.parametrize(
@@ -191,3 +195,50 @@ IB0 = Address("ib0", "10.2.0.4", "10.2.0.0/16", 100_000)
 )
 def test_the_network_of_the_hosts_names(own, names, found):
     assert joining_address(own, names, names.get) == found
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "sentence"),
+    [
+        ("n[1-999999999999]", "more than 65,536 hosts"),
+        ("r[1-1000]n[1-1000]", "more than 65,536 hosts"),
+        ("n[1-60000],m[1-60000]", "more than 65,536 hosts"),
+        ("n[5-1]", "cannot read"),
+        ("n[1-2]]", "cannot read"),
+        ("n]1-2[", "cannot read"),
+        ("n[٣]", "cannot read"),
+        ("n[" + "9" * 5000 + "]", "cannot read"),
+        ("[" * 200_000, "cannot read"),
+        ("a" + "[1]" * 3 + "[", "cannot read"),
+    ],
+)
+def test_nodelists_that_no_job_has(nodelist, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        expand_nodelist(nodelist)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_long_nodelist_is_read_in_one_pass():
+    assert len(expand_nodelist("n," * 60_000)) == 60_000
+    assert expand_nodelist("," * 200_000) == []
+
+
+@examples(300)
+@given(nodelist=st.text(alphabet="na1290[]-,. ٣", max_size=40) | st.text(max_size=20))
+def test_any_nodelist(nodelist):
+    with success_or_one_sentence():
+        expand_nodelist(nodelist)
+
+
+@examples(150)
+@given(content=damaged(b"10.0.0.1\n10.0.0.2 30050\n\n10.0.0.3\n") | st.binary(max_size=60))
+def test_any_list_of_addresses(content, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "hosts.txt"
+    path.write_bytes(content)
+    with success_or_one_sentence():
+        read_ip_config(path)
+
+
+def test_an_endless_list_of_addresses():
+    with pytest.raises(UserError, match="longer than any list of hosts"):
+        read_ip_config(Path("/dev/zero"))
