@@ -1,42 +1,41 @@
-"""What DGL reads: its built-in datasets and its graph files.
+"""DGL's built-in datasets: Reddit, and the citation graphs of Planetoid.
 
 Runs on the login host and in the local run. DGL is imported when a function is called, since it
 takes seconds. On disk, as DGL itself has it: `ROOT/reddit_69f818f5/`, `ROOT/cora_v2_HASH/`, ...,
 where HASH comes from the download's address.
 
-Two seams to DGL 1.1.3:
+Seams to DGL 1.1.3:
 - `_download`: DGL tries again and again, without a time limit. `fetch_zip` takes its place.
+- `process`: what the files say is checked before DGL's code, which believes it, sees them.
+- `load` of Reddit: DGL's own graph file is read by another process (`dgl_file`).
 - `_pickle_load`: the Planetoid files (cora, citeseer, pubmed) are pickles, and unpickling what was
-  downloaded runs whatever it says. `_ArrayUnpickler` makes arrays and nothing else; and since
+  downloaded runs whatever it says. `distsage.data.pickles` makes arrays and nothing else; and since
   DGL's own cache of these sets holds a pickle too, it is neither read nor written.
 """
 
-import codecs
-import collections
-import copyreg
 import importlib
 import logging
 import os
-import pickle
-import subprocess
-import sys
-import zipfile
-import zlib
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import scipy.sparse
 
-from distsage.data.download import fetch_zip
+from distsage.data.dgl_file import raw_graph, read_dgl_file
+from distsage.data.download import Source, fetch_zip
+from distsage.data.npy import open_arrays
+from distsage.data.npz import checked_csr
+from distsage.data.pickles import load_arrays
 from distsage.data.raw import RawGraph
-from distsage.data.validate import MASKS
 from distsage.errors import UserError
 
-if TYPE_CHECKING:
-    import dgl
-
 logger = logging.getLogger(__name__)
+
+_MIB, _GIB = 1 << 20, 1 << 30
+# No checksum of the citation graphs' archives has been published.
+_MOST_BYTES = {"reddit": 16 * _GIB, "cora": 256 * _MIB, "citeseer": 256 * _MIB, "pubmed": _GIB}
+_SHA256 = {"reddit": "9a16353c28f8ddd07148fc5ac9b57b818d7911ea0fbe9052d66d49fc32b372bf"}
 
 
 def read_builtin(name: str, root: Path) -> RawGraph:
@@ -53,9 +52,20 @@ def read_builtin(name: str, root: Path) -> RawGraph:
     class Fetched(dgl.data.DGLDataset):
         def _download(self) -> None:
             if not os.path.exists(self.raw_path):
-                fetch_zip(name, self.url, Path(self.raw_path))
+                source = Source(self.url, _MOST_BYTES[name], _SHA256.get(name))
+                fetch_zip(name, source, Path(self.raw_path))
 
     class Reddit(Fetched, dgl.data.RedditDataset):
+        cached: RawGraph | None = None
+
+        def process(self) -> None:
+            _check_reddit(Path(self.raw_path))
+            super().process()
+
+        def load(self) -> None:
+            # DGL reads the files anew where this raises anything.
+            self.cached = read_dgl_file(Path(self.save_path) / "dgl_graph.bin")
+
         def save(self) -> None:
             # A shared directory that only its owner may write is read each time anew.
             if os.access(self.save_path, os.W_OK):
@@ -66,84 +76,125 @@ def read_builtin(name: str, root: Path) -> RawGraph:
                 os.replace(temporary, cache)
 
     class Planetoid(Fetched, dgl.data.CitationGraphDataset):
+        def process(self) -> None:
+            _check_planetoid(Path(self.raw_path), self.name)
+            super().process()
+
         def has_cache(self) -> bool:
             return False
 
         def save(self) -> None:
             pass
 
-    dgl.data.citation_graph._pickle_load = _load_arrays
+    dgl.data.citation_graph._pickle_load = load_arrays
     logger.info("reading %s below %s", name, root)
     try:
         if name == "reddit":
             dataset = Reddit(raw_dir=str(root))
         else:
             dataset = Planetoid(name, raw_dir=str(root), verbose=False)
-    except UserError:
-        raise
-    except (
-        *(OSError, EOFError, ValueError, KeyError, IndexError, dgl.DGLError),
-        *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
-    ) as error:
+    except (OSError, ValueError, dgl.DGLError) as error:
         raise UserError(
             f"{name} cannot be read below {root} ({_first_line(error)}); remove its directory to "
             "have it downloaded again"
         ) from error
-    return _raw(name, dataset[0], int(dataset.num_classes))
+    if name == "reddit" and dataset.cached is not None:
+        return replace(dataset.cached, origin=name, num_classes=int(dataset.num_classes))
+    graph = dataset[0]
+    data = {key: tensor.numpy() for key, tensor in graph.ndata.items()}
+    src, dst = (ends.numpy() for ends in graph.edges())
+    return raw_graph(
+        name, graph.num_nodes(), src, dst, data, data, num_classes=int(dataset.num_classes)
+    )
 
 
-def read_dgl_file(path: Path) -> RawGraph:
-    """Read the one graph of a file that `dgl.save_graphs` wrote.
-
-    Node data: `feat` or `features`; `label` or `labels`; `train_mask`, `val_mask` or `valid_mask`,
-    and `test_mask`, all three or none.
+def _check_reddit(directory: Path) -> None:
+    """See that Reddit's files hold what DGL's code takes for granted.
 
     Raises:
-        UserError: unreadable, several graphs, several node or edge types, or node data missing.
+        OSError, ValueError: they do not.
     """
-    _import_dgl()
-    import dgl
+    with open_arrays(directory / "reddit_graph.npz") as file:
+        row, col, shape, values = (file.read(key) for key in ("row", "col", "shape", "data"))
+        if file.read("format").tolist() not in (b"coo", "coo"):
+            raise ValueError("reddit_graph.npz holds another kind of matrix")
+    with open_arrays(directory / "reddit_data.npz") as file:
+        feature, label, node_types = (file.read(key) for key in ("feature", "label", "node_types"))
+    num_nodes = len(feature) if feature.ndim == 2 else 0
+    for ends in (row, col):
+        if ends.ndim != 1 or ends.dtype.kind not in "iu" or ends.shape != values.shape:
+            raise ValueError("reddit_graph.npz holds no list of edges")
+        if len(ends) and (ends.min() < 0 or ends.max() >= num_nodes):
+            raise ValueError(f"an edge leads out of the {num_nodes} nodes")
+    if shape.tolist() != [num_nodes, num_nodes] or values.dtype.kind not in "biuf":
+        raise ValueError(f"reddit_graph.npz is no matrix of the {num_nodes} nodes")
+    if feature.dtype.kind not in "biuf" or feature.size == 0:
+        raise ValueError("the features are no matrix of numbers")
+    for ids in (label, node_types):
+        if ids.shape != (num_nodes,) or ids.dtype.kind not in "iu":
+            raise ValueError("the labels or types are no integer for each node")
 
-    # DGL reads part of a file that ends early and then crashes the process, some of the time only
-    # when it ends: let another process try it first.
-    trial = [sys.executable, "-c", "import dgl, sys; dgl.load_graphs(sys.argv[1])", str(path)]
-    if subprocess.run(trial, stdin=subprocess.DEVNULL, capture_output=True).returncode != 0:
-        raise UserError(
-            f"{path} cannot be read as a DGL graph: it is damaged, or another kind of file"
-        )
-    graphs, _ = dgl.load_graphs(str(path))
-    if len(graphs) != 1 or len(graphs[0].ntypes) != 1 or len(graphs[0].etypes) != 1:
-        raise UserError(
-            f"{path} holds {len(graphs)} graphs, or one with several types of nodes or edges; "
-            "save one homogeneous graph"
-        )
-    return _raw(str(path), graphs[0], None)
+
+def _check_planetoid(directory: Path, name: str) -> None:
+    """See that a citation graph's files hold what DGL's code takes for granted.
+
+    Raises:
+        OSError, ValueError: they do not.
+    """
+    loaded = {}
+    for part in ("x", "y", "tx", "ty", "allx", "ally", "graph"):
+        with open(directory / f"ind.{name}.{part}", "rb") as stream:
+            loaded[part] = load_arrays(stream)
+    with open(directory / f"ind.{name}.test.index", "rb") as stream:
+        lines = stream.read(_MIB).split()
+    if not lines or any(not line.isdigit() or len(line) > 9 for line in lines):
+        raise ValueError("test.index is no list of nodes")
+    test = [int(line) for line in lines]
+
+    for part in ("x", "tx", "allx"):
+        _check_bags(part, loaded[part])
+    for part in ("y", "ty", "ally"):
+        values = loaded[part]
+        if (
+            not isinstance(values, np.ndarray)
+            or values.ndim != 2
+            or values.dtype.kind not in "biuf"
+        ):
+            raise ValueError(f"{part} is no matrix of labels")
+    if len({loaded[part].shape[1] for part in ("x", "tx", "allx")}) > 1:
+        raise ValueError("the features have different columns")
+    if len({loaded[part].shape[1] for part in ("y", "ty", "ally")}) > 1:
+        raise ValueError("the labels have different columns")
+    rows = {part: values.shape[0] for part, values in loaded.items() if part != "graph"}
+    first = rows["allx"]
+    if rows["ally"] != first or not 0 < rows["y"] == rows["x"] <= first:
+        raise ValueError("there are not as many rows of labels as of features")
+    if not len(test) == len(set(test)) == rows["tx"] == rows["ty"] or min(test) != first:
+        raise ValueError("test.index does not name the rows of the test nodes")
+
+    graph = loaded["graph"]
+    if not isinstance(graph, dict) or not all(isinstance(ends, list) for ends in graph.values()):
+        raise ValueError("graph is no list of neighbours")
+    nodes = {*graph, *(end for ends in graph.values() for end in ends)}
+    if any(type(node) is not int for node in nodes) or nodes != set(range(len(nodes))):
+        raise ValueError("the nodes of graph are not numbered 0, 1, ...")
+    if max(test) != len(nodes) - 1 or rows["y"] + 500 > len(nodes):
+        raise ValueError(f"the files do not belong to the {len(nodes)} nodes of graph")
+    if name != "citeseer" and first + len(test) != len(nodes):
+        raise ValueError(f"there are no features for each of the {len(nodes)} nodes")
 
 
-def _raw(origin: str, graph: "dgl.DGLGraph", num_classes: int | None) -> RawGraph:
-    data = {name: tensor.numpy() for name, tensor in graph.ndata.items()}
-
-    def find(*names: str) -> np.ndarray:
-        for name in names:
-            if name in data:
-                return data[name]
-        raise UserError(
-            f"{origin} has no node data {' or '.join(names)}; it has {', '.join(data) or 'none'}"
-        )
-
-    if "valid_mask" in data:
-        data["val_mask"] = data["valid_mask"]
-    src, dst = (ends.numpy() for ends in graph.edges())
-    return RawGraph(
-        origin=origin,
-        num_nodes=graph.num_nodes(),
-        src=src,
-        dst=dst,
-        features=find("feat", "features"),
-        labels=find("label", "labels"),
-        masks={name: data[name] for name in MASKS if name in data},
-        num_classes=num_classes,
-    )
+def _check_bags(part: str, matrix: object) -> None:
+    """See that a CSR matrix stays inside itself: compiled code follows its indices."""
+    if not isinstance(matrix, scipy.sparse.csr_matrix):
+        raise ValueError(f"{part} is no CSR matrix")
+    try:
+        fields = matrix.data, matrix.indices, matrix.indptr, np.array(matrix.shape)
+    except (AttributeError, TypeError, OverflowError) as error:
+        raise ValueError(f"{part} is no whole CSR matrix") from error
+    if not all(isinstance(field, np.ndarray) for field in fields):
+        raise ValueError(f"{part} is no CSR matrix")
+    checked_csr(*fields)
 
 
 def _import_dgl() -> None:
@@ -155,33 +206,3 @@ def _import_dgl() -> None:
 def _first_line(error: Exception) -> str:
     """DGL's messages carry C++ stacks."""
     return str(error).partition("\n")[0]
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Makes numpy arrays, CSR matrices and plain containers.
-
-    The module that a pickle names is ignored, so that those of any version of numpy, scipy and
-    Python resolve to today's classes.
-    """
-
-    _CLASSES: ClassVar[dict[str, Any]] = {
-        "_reconstruct": np.zeros(0).__reduce__()[0],
-        "scalar": np.float64(0).__reduce__()[0],
-        "ndarray": np.ndarray,
-        "dtype": np.dtype,
-        "csr_matrix": scipy.sparse.csr_matrix,
-        "defaultdict": collections.defaultdict,
-        "_reconstructor": copyreg.__dict__["_reconstructor"],
-        "encode": codecs.encode,
-        "object": object,
-        "list": list,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in self._CLASSES:
-            raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which is no array")
-        return self._CLASSES[name]
-
-
-def _load_arrays(stream: IO[bytes]) -> Any:
-    return _ArrayUnpickler(stream, encoding="latin1").load()

@@ -154,7 +154,7 @@ def _read(dataset: str, dataset_root: Path | None, seed: int) -> RawGraph:
         from distsage.data.npz import read_npz
 
         return read_npz(path)
-    from distsage.data.builtin import read_dgl_file
+    from distsage.data.dgl_file import read_dgl_file
 
     return read_dgl_file(path)
 

@@ -57,8 +57,10 @@ class Header:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(stream: IO[bytes], num_bytes: int) -> Header:
+def read_header(stream: IO[bytes], num_bytes: int | None) -> Header:
     """Read the header of a file that is `num_bytes` long and holds one array and nothing else.
+
+    With None, as for a pipe, the array's length is not compared with the file's.
 
     Raises:
         ArrayError: no such file, another type of array, or an array of another length.
@@ -82,7 +84,7 @@ def read_header(stream: IO[bytes], num_bytes: int) -> Header:
     header = Header(
         dtype, shape, values["fortran_order"] == "True", len(start) + length_bytes + length
     )
-    if header.offset + header.num_bytes != num_bytes:
+    if num_bytes is not None and header.offset + header.num_bytes != num_bytes:
         raise ArrayError(
             f"it has {num_bytes - header.offset} bytes of values, but {dtype} of shape "
             f"{list(shape)} takes {header.num_bytes}"
@@ -154,31 +156,35 @@ class ArrayFile:
             ArrayError: it is damaged, no plain array, or larger than the memory that is left.
         """
         name = f"{key}.npy"
-        num_bytes = self._archive.entries[name].file_size
-        free = free_memory()
-        if num_bytes > free:
-            raise ArrayError(
-                f"{key} takes {human_bytes(num_bytes)}, but {human_bytes(free)} of memory are left"
-            )
         try:
             with self._archive.open(name) as stream:
-                return _read_values(stream, read_header(stream, num_bytes))
+                array = read_array(stream, self._archive.entries[name].file_size)
+                stream.read(1)  # at its end, the archive compares its checksum
+                return array
         except (ArrayError, ArchiveError) as error:
             raise ArrayError(f"{key}: {error}") from error
 
 
-def _read_values(stream: IO[bytes], header: Header) -> np.ndarray:
+def read_array(stream: IO[bytes], num_bytes: int | None) -> np.ndarray:
+    """Read an array into memory; `num_bytes` as for `read_header`.
+
+    Raises:
+        ArrayError: it is damaged, no plain array, or larger than the memory that is left.
+    """
+    header = read_header(stream, num_bytes)
+    free = free_memory()
+    if header.num_bytes > free:
+        raise ArrayError(
+            f"it takes {human_bytes(header.num_bytes)}, but {human_bytes(free)} of memory are left"
+        )
     values = np.empty(header.num_bytes, np.uint8)
     filled = 0
-    # One byte more at the end: the archive compares its checksum when it is asked for more.
     while filled < len(values):
         chunk = stream.read(min(_CHUNK_BYTES, len(values) - filled))
         if not chunk:
             raise ArrayError("it ends early")
         values[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
         filled += len(chunk)
-    if stream.read(1):
-        raise ArrayError("it goes on after its last value")
     array = values.view(header.dtype) if len(values) else np.empty(0, header.dtype)
     return array.reshape(header.shape, order="F" if header.fortran_order else "C")
 

@@ -1,31 +1,81 @@
 """The node classification sets of the Open Graph Benchmark.
 
-Runs on the login host and in the local run. ogb's table of datasets and its readers of raw files
-are used; its dataset class is not: it asks questions on standard input, unpickles files that were
-downloaded, and its second load fails with torch 2.6 and later.
+Runs on the login host and in the local run. The package ogb is not used: its dataset class asks
+questions on standard input and unpickles files that were downloaded, and its readers believe what
+they read.
 
 On disk: `ROOT/ogbn_arxiv/{RELEASE_v1.txt, raw/, split/}`, as ogb itself has it.
 """
 
-import contextlib
-import importlib
-import importlib.resources
 import logging
-import sys
-import zipfile
-import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
 
-from distsage.data.download import fetch_zip
+from distsage.data.download import Source, fetch_zip
+from distsage.data.npy import ArrayError, open_arrays
 from distsage.data.raw import RawGraph
 from distsage.data.validate import MASKS
 from distsage.errors import UserError
+from distsage.limits import free_memory, human_bytes
 
 logger = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 1 << 24
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """One data set, as ogb's table `nodeproppred/master.csv` (1.3.6) has it.
+
+    Attributes:
+        source: where its archive comes from. ogb says http; the server has https, too.
+        split: which folder of `split/` counts.
+        num_classes: C.
+        binary: whether the raw files are .npz; else they are .csv.gz.
+        add_inverse_edge: each edge is stored once, and its reverse is to be added.
+    """
+
+    source: Source
+    split: str
+    num_classes: int
+    binary: bool = False
+    add_inverse_edge: bool = False
+
+
+_SERVER = "https://snap.stanford.edu/ogb/data/nodeproppred"
+_SETS = {
+    "ogbn-arxiv": _Facts(
+        Source(
+            f"{_SERVER}/arxiv.zip",
+            _GIB,
+            "49f85c801589ecdcc52cfaca99693aaea7b8af16a9ac3f41dd85a5f3193fe276",
+        ),
+        split="time",
+        num_classes=40,
+    ),
+    "ogbn-products": _Facts(
+        Source(
+            f"{_SERVER}/products.zip",
+            4 * _GIB,
+            "5ea0a112edaec2141c0a2a612dd4aed58df97ff3e1ab1a0ca8238f43cbbb50a8",
+        ),
+        split="sales_ranking",
+        num_classes=47,
+        add_inverse_edge=True,
+    ),
+    "ogbn-papers100M": _Facts(
+        Source(f"{_SERVER}/papers100M-bin.zip", 200 * _GIB),
+        split="time",
+        num_classes=172,
+        binary=True,
+    ),
+}
 
 
 def read_ogb(name: str, root: Path) -> RawGraph:
@@ -37,18 +87,15 @@ def read_ogb(name: str, root: Path) -> RawGraph:
     Raises:
         UserError: it cannot be downloaded, or what is on disk is incomplete or damaged.
     """
-    reader = _import_reader()
-    facts = _facts(name)
+    facts = _SETS[name]
     directory = root / name.replace("-", "_")
     if not directory.exists():
-        fetch_zip(name, facts["url"], directory)
-    binary = facts["binary"] == "True"
-    files = ["data.npz", "node-label.npz"] if binary else _CSV_FILES
-    split = directory / "split" / facts["split"]
+        fetch_zip(name, facts.source, directory)
+    raw, split = directory / "raw", directory / "split" / facts.split
     for path in (
-        directory / f"RELEASE_v{facts['version']}.txt",
-        *(directory / "raw" / file for file in files),
-        *(split / f"{part}.csv.gz" for part in ("train", "valid", "test")),
+        directory / "RELEASE_v1.txt",
+        *(raw / file for file in (_BINARY_FILES if facts.binary else _CSV_FILES)),
+        *(split / f"{part}.csv.gz" for part in _SPLITS),
     ):
         if not path.exists():
             raise UserError(
@@ -57,37 +104,28 @@ def read_ogb(name: str, root: Path) -> RawGraph:
             )
     logger.info("reading %s from %s", name, directory)
     try:
-        # ogb writes its progress to standard output, which belongs to our results.
-        with contextlib.redirect_stdout(sys.stderr):
-            if binary:
-                graph = reader.read_binary_graph_raw(str(directory / "raw"))[0]
-                with np.load(directory / "raw" / "node-label.npz", allow_pickle=False) as arrays:
-                    labels = arrays["node_label"]
-            else:
-                graph = reader.read_csv_graph_raw(str(directory / "raw"))[0]
-                labels = _read_csv(directory / "raw" / "node-label.csv.gz")
+        num_nodes, edges, features, labels = (_read_binary if facts.binary else _read_csv)(raw)
         masks = {
-            mask: _mask(split / f"{part}.csv.gz", graph["num_nodes"])
-            for mask, part in zip(MASKS, ("train", "valid", "test"), strict=True)
+            mask: _mask(split / f"{part}.csv.gz", num_nodes)
+            for mask, part in zip(MASKS, _SPLITS, strict=True)
         }
-    except UserError:
-        raise
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{directory} cannot be read as {name} ({error}); remove it to have it downloaded again"
+            f"{directory} cannot be read as {name} ({' '.join(str(error).split())}); remove it to "
+            "have it downloaded again"
         ) from error
-    src, dst = graph["edge_index"]
-    if facts["add_inverse_edge"] == "True":
+    src, dst = edges
+    if facts.add_inverse_edge:
         src, dst = np.concatenate((src, dst)), np.concatenate((dst, src))
     return RawGraph(
         origin=name,
-        num_nodes=int(graph["num_nodes"]),
+        num_nodes=num_nodes,
         src=src,
         dst=dst,
-        features=graph["node_feat"],
+        features=features,
         labels=labels,
         masks=masks,
-        num_classes=int(facts["num classes"]),
+        num_classes=facts.num_classes,
     )
 
 
@@ -95,38 +133,104 @@ _CSV_FILES = [
     f"{stem}.csv.gz"
     for stem in ("edge", "num-node-list", "num-edge-list", "node-feat", "node-label")
 ]
+_BINARY_FILES = ["data.npz", "node-label.npz"]
+_SPLITS = ("train", "valid", "test")
+
+# Number of nodes, the two ends of the edges, features and labels.
+_Read = tuple[int, tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]
 
 
-def _import_reader() -> ModuleType:
-    """ogb.io.read_graph_raw, without ogb's question to the package index for a newer version.
-
-    The question is asked by a thread that the interpreter waits for at its end. ogb leaves it out
-    when the package `outdated` cannot be imported, and None in sys.modules makes it so.
-    """
-    outdated = sys.modules.get("outdated")
-    sys.modules["outdated"] = None  # type: ignore[assignment]
-    try:
-        return importlib.import_module("ogb.io.read_graph_raw")
-    finally:
-        del sys.modules["outdated"]
-        if outdated is not None:
-            sys.modules["outdated"] = outdated
+def _read_csv(raw: Path) -> _Read:
+    num_nodes = _one_number(raw / "num-node-list.csv.gz")
+    num_edges = _one_number(raw / "num-edge-list.csv.gz")
+    edges = _table(raw / "edge.csv.gz", pa.int64(), num_edges, 2)
+    features = _table(raw / "node-feat.csv.gz", pa.float32(), num_nodes)
+    labels = _table(raw / "node-label.csv.gz", pa.float64(), num_nodes)
+    return num_nodes, (edges[:, 0], edges[:, 1]), features, labels
 
 
-def _facts(name: str) -> dict[str, str]:
-    """ogb's row about one dataset: url, version, split, number of classes, ..."""
-    with (importlib.resources.files("ogb") / "nodeproppred/master.csv").open() as stream:
-        return pd.read_csv(stream, index_col=0, dtype=str, keep_default_na=False)[name].to_dict()
+def _read_binary(raw: Path) -> _Read:
+    with open_arrays(raw / "data.npz") as arrays:
+        counts, edges, features = (
+            arrays.read(key) if key in arrays.keys else np.zeros(0)
+            for key in ("num_nodes_list", "edge_index", "node_feat")
+        )
+    with open_arrays(raw / "node-label.npz") as arrays:
+        if "node_label" not in arrays.keys:
+            raise ArrayError("node-label.npz has no node_label")
+        labels = arrays.read("node_label")
+    if counts.shape != (1,) or counts.dtype.kind not in "iu" or counts[0] < 1:
+        raise ArrayError("num_nodes_list in data.npz is not the number of nodes of one graph")
+    if edges.ndim != 2 or len(edges) != 2:
+        raise ArrayError("edge_index in data.npz is no list of edges")
+    return int(counts[0]), (edges[0], edges[1]), features, labels
 
 
-def _read_csv(path: Path) -> np.ndarray:
-    return pd.read_csv(path, header=None).to_numpy()
+def _one_number(path: Path) -> int:
+    number = int(_table(path, pa.int64(), 1, 1)[0, 0])
+    if not 0 <= number < 1 << 40:
+        raise ValueError(f"{path.name} says {number}")
+    return number
 
 
 def _mask(path: Path, num_nodes: int) -> np.ndarray:
-    nodes = _read_csv(path)[:, 0]
-    if nodes.min() < 0 or nodes.max() >= num_nodes:
-        raise UserError(f"{path} names nodes outside 0..{num_nodes - 1}")
     mask = np.zeros(num_nodes, bool)
-    mask[nodes] = True
+    for nodes in _batches(path, pa.int64(), 1):
+        if len(nodes) and (nodes.min() < 0 or nodes.max() >= num_nodes):
+            raise UserError(f"{path} names nodes outside 0..{num_nodes - 1}")
+        mask[nodes[:, 0]] = True
     return mask
+
+
+def _table(
+    path: Path, dtype: pa.DataType, num_rows: int, num_columns: int | None = None
+) -> np.ndarray:
+    """A table of numbers without a header, `[num_rows, num_columns]`; an empty cell is NaN.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or has another shape.
+    """
+    batches = _batches(path, dtype, num_columns)
+    first = next(batches, np.zeros((0, num_columns or 1), dtype.to_pandas_dtype()))
+    need, free = num_rows * first.shape[1] * first.itemsize, free_memory()
+    if need > free:
+        raise ValueError(
+            f"{path.name} takes {human_bytes(need)}, but {human_bytes(free)} of memory are left"
+        )
+    table = np.empty((num_rows, first.shape[1]), first.dtype)
+    filled = 0
+    for rows in (batch for each in ([first], batches) for batch in each):
+        if filled + len(rows) > num_rows:
+            break
+        table[filled : filled + len(rows)] = rows
+        filled += len(rows)
+    else:
+        if filled == num_rows:
+            return table
+    raise ValueError(f"{path.name} does not have the {num_rows} rows that it should")
+
+
+def _batches(path: Path, dtype: pa.DataType, num_columns: int | None) -> Iterator[np.ndarray]:
+    """The rows of a table of numbers, some at a time, so that none takes more than is expected."""
+    options = pa.csv.ReadOptions(block_size=_BLOCK_BYTES, autogenerate_column_names=True)
+    try:
+        with pa.csv.open_csv(path, options) as probe:
+            names = probe.schema.names
+        if num_columns not in (None, len(names)):
+            raise ValueError(f"{path.name} has {len(names)} columns, not {num_columns}")
+        types = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, dtype))
+        with pa.csv.open_csv(path, options, convert_options=types) as reader:
+            for batch in reader:
+                columns = [
+                    column.to_numpy(zero_copy_only=False).astype(dtype.to_pandas_dtype())
+                    if column.null_count == 0 or pa.types.is_floating(dtype)
+                    else _no_number(path)
+                    for column in batch.columns
+                ]
+                yield np.stack(columns, axis=1)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def _no_number(path: Path) -> np.ndarray:
+    raise ValueError(f"{path.name} has an empty cell")

@@ -1,5 +1,6 @@
 """What is wrong with a user's data: each row of each table gets one clear sentence."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -378,10 +379,9 @@ def test_a_dataset_that_cannot_be_downloaded(dataset, tmp_path, monkeypatch):
     import distsage.data.ogb
 
     monkeypatch.setenv("DGL_REPO", "http://127.0.0.1:9/")
-    facts = distsage.data.ogb._facts
-    monkeypatch.setattr(
-        distsage.data.ogb, "_facts", lambda name: facts(name) | {"url": "http://127.0.0.1:9/x.zip"}
-    )
+    for name, facts in distsage.data.ogb._SETS.items():
+        changed = replace(facts, source=replace(facts.source, url="http://127.0.0.1:9/x.zip"))
+        monkeypatch.setitem(distsage.data.ogb._SETS, name, changed)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on standard input"))
     refuse(
         dataset, "cannot be downloaded from http://127.0.0.1:9/", "--dataset-root",
