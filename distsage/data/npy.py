@@ -25,7 +25,7 @@ _ENTRY = re.compile(
     r"""\s* (['"]) (?:
         descr          \1 \s*:\s* (['"]) (?P<descr> [<>=|]? [a-zA-Z] [0-9]{0,9} ) \2
       | fortran_order  \1 \s*:\s* (?P<fortran_order> True | False )
-      | shape          \1 \s*:\s* \( (?P<shape> (?: \s* [0-9]{1,19} L? \s* ,? )* ) \s* \)
+      | shape          \1 \s*:\s* \( (?P<shape> [0-9L,\s]* ) \)
     ) \s* (?: , | $ ) \s*""",
     re.VERBOSE,
 )
@@ -77,7 +77,12 @@ def read_header(stream: IO[bytes], num_bytes: int | None) -> Header:
         raise ArrayError("its header ends early")
     values = _parse(content)
     dtype = _plain_dtype(values["descr"])
-    shape = tuple(int(number.rstrip("L")) for number in re.findall("[0-9]+L?", values["shape"]))
+    lengths = [length.strip().removesuffix("L") for length in values["shape"].split(",")]
+    if lengths[-1] == "":
+        lengths.pop()  # after the last comma
+    if not all(length.isdigit() and len(length) < 20 for length in lengths):
+        raise ArrayError("its header is damaged")
+    shape = tuple(map(int, lengths))
     # Before any product, since an axis of length 0 hides the others.
     if len(shape) > _MOST_DIMENSIONS or math.prod(max(n, 1) for n in shape) >= 1 << 60:
         raise ArrayError(f"an array of shape {list(shape)} cannot be")
