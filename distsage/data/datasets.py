@@ -85,7 +85,12 @@ def load_graph(
     )
     if feature_norm == "row" or (feature_norm == "auto" and scipy.sparse.issparse(features)):
         features = _row_normalised(features)
-    topology = csc_from_edges(raw.src, raw.dst, raw.num_nodes)
+    # Of the types and layouts that compiled code is made for.
+    src, dst = (
+        np.ascontiguousarray(ends, ends.dtype if ends.dtype in (np.int32, np.int64) else np.int64)
+        for ends in (raw.src, raw.dst)
+    )
+    topology = csc_from_edges(src, dst, raw.num_nodes)
     if undirected or raw.one_way:
         topology = symmetrise(topology)
     graph = Graph(

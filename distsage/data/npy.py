@@ -191,6 +191,7 @@ def read_array(stream: IO[bytes], num_bytes: int | None) -> np.ndarray:
         values[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
         filled += len(chunk)
     array = values.view(header.dtype) if len(values) else np.empty(0, header.dtype)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # compiled code knows no other
     return array.reshape(header.shape, order="F" if header.fortran_order else "C")
 
 

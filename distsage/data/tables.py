@@ -29,6 +29,7 @@ import pyarrow.parquet
 from distsage.data.raw import RawGraph
 from distsage.data.validate import MASKS
 from distsage.errors import UserError
+from distsage.limits import free_memory, human_bytes
 
 _SUFFIXES = (".parquet", ".csv", ".csv.gz")
 _SYNONYMS = {
@@ -57,7 +58,7 @@ def read_tables(directory: Path) -> RawGraph:
     nodes.require("id")
     ids = _node_ids(nodes)
     src, dst = _edge_ends(edge_path, node_path, ids)
-    labels = [name for name in nodes.names if re.fullmatch(r"label_\d+", name)]
+    labels = [name for name in nodes.names if re.fullmatch(r"label_[0-9]{1,9}", name)]
     if labels:
         labels.sort(key=lambda name: int(name.removeprefix("label_")))
     else:
@@ -66,7 +67,9 @@ def read_tables(directory: Path) -> RawGraph:
     special = {"id", "split", *MASKS, *labels}
     features = [name for name in nodes.names if name not in special]
     if not features:
-        raise UserError(f"{node_path} has no feature column beside {', '.join(nodes.names)}")
+        raise UserError(
+            f"{node_path} has no feature column beside {_shown(', '.join(nodes.names))}"
+        )
     columns = nodes.read({name: pa.float64() for name in labels + features})
     label_matrix = _matrix(node_path, columns, labels, np.float64)
     return RawGraph(
@@ -109,12 +112,13 @@ class _Table:
         self.names = [_SYNONYMS.get(name, name) for name in names]
         self._found = dict(zip(self.names, found, strict=True))
         if len(self._found) < len(found):
-            raise UserError(f"{path} has two columns of one name: {', '.join(found)}")
+            raise UserError(f"{path} has two columns of one name: {_shown(', '.join(found))}")
 
     def require(self, name: str) -> None:
         if name not in self._found:
             raise UserError(
-                f"{self.path} has no column {name!r}; its columns are {', '.join(self.names)}"
+                f"{self.path} has no column {name!r}; its columns are "
+                f"{_shown(', '.join(self.names))}"
             )
 
     def read(self, types: dict[str, pa.DataType]) -> dict[str, pa.ChunkedArray]:
@@ -128,21 +132,42 @@ class _Table:
         """As `read`, but values that cannot be converted raise pyarrow's ArrowInvalid."""
         found = {name: self._found[name] for name in types}
         if self.path.suffix == ".parquet":
+            self._check_memory(8 * len(types) * pa.parquet.read_metadata(self.path).num_rows)
             table = pa.parquet.read_table(self.path, columns=list(found.values()))
             return {name: table[found[name]].cast(types[name]) for name in types}
-        table = pa.csv.read_csv(
-            self.path,
-            pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
-            convert_options=pa.csv.ConvertOptions(
-                include_columns=list(found.values()),
-                column_types={found[name]: types[name] for name in types},
-            ),
+        reading = pa.csv.ReadOptions(block_size=_BLOCK_BYTES)
+        converting = pa.csv.ConvertOptions(
+            include_columns=list(found.values()),
+            column_types={found[name]: types[name] for name in types},
         )
+        if self.path.suffix == ".gz":
+            # What it unpacks to, its size does not tell: it is read a block at a time.
+            batches = []
+            with pa.csv.open_csv(self.path, reading, convert_options=converting) as reader:
+                for batch in reader:
+                    self._check_memory(batch.nbytes)
+                    batches.append(batch)
+                table = pa.Table.from_batches(batches, reader.schema)
+        else:
+            table = pa.csv.read_csv(self.path, reading, convert_options=converting)
         return {name: table[found[name]] for name in types}
 
+    def _check_memory(self, need: int) -> None:
+        free = free_memory()
+        if need > free:
+            raise UserError(
+                f"{self.path} takes {human_bytes(need)} more, but {human_bytes(free)} of memory "
+                "are left; use a machine with more, or leave columns out"
+            )
+
     def _unreadable(self, error: Exception) -> NoReturn:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{self.path} cannot be read as a table: {reason}") from error
+        raise UserError(f"{self.path} cannot be read as a table: {_shown(error)}") from error
+
+
+def _shown(what: object) -> str:
+    """Text from a file as a message quotes it: one line, not too long."""
+    text = " ".join(str(what).split())
+    return text if len(text) <= 500 else f"{text[:480]}..."
 
 
 def _trim(names: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -160,7 +185,7 @@ def _node_ids(nodes: _Table) -> pa.ChunkedArray:
     if pc.count_distinct(ids).as_py() < len(ids):
         counts = pc.value_counts(ids)
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
-        raise UserError(f"{nodes.path} names node {twice} more than once")
+        raise UserError(f"{nodes.path} names node {_shown(twice)} more than once")
     try:
         numbers = ids.cast(pa.int64())
     except pa.ArrowInvalid:
@@ -190,7 +215,7 @@ def _edge_ends(
             if names[edge].as_py() in (None, ""):
                 raise UserError(f"{edge_path}: edge {edge} has no {name}")
             raise UserError(
-                f"{edge_path}: the {name} of edge {edge} is node {names[edge]}, which "
+                f"{edge_path}: the {name} of edge {edge} is node {_shown(names[edge])}, which "
                 f"{node_path.name} does not have"
             )
         rows.append(found.to_numpy())
@@ -219,8 +244,8 @@ def _masks(nodes: _Table) -> dict[str, np.ndarray]:
     for word in pc.unique(words).to_pylist():
         if word not in _SPLITS:
             raise UserError(
-                f"{nodes.path}: the split of a node is {word!r}; it has to be train, val, test or "
-                "empty"
+                f"{nodes.path}: the split of a node is {_shown(repr(word))}; it has to be train, "
+                "val, test or empty"
             )
     part = pc.index_in(words, value_set=pa.array(list(_SPLITS))).to_numpy()
     mask = np.array(list(_SPLITS.values()))[part]

@@ -131,7 +131,8 @@ def check_labels(
             )
     # Before the cast, which would wrap what int64 cannot hold.
     limit = np.iinfo(np.int64).max if num_classes is None else num_classes
-    bad = np.flatnonzero((labels < -1) | (labels >= limit))
+    with np.errstate(over="ignore"):  # the limit is infinite in float16
+        bad = np.flatnonzero((labels < -1) | (labels >= limit))
     if len(bad):
         allowed = "0 and up" if num_classes is None else f"0..{num_classes - 1}"
         raise UserError(

@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 from distsage.config import LocalConfig, job_name
 from distsage.data.graph import Graph, Topology
 from distsage.data.precision import cast_features
+from distsage.errors import UserError
 from distsage.features.resident import keep_on_gpu
 from distsage.features.rows import LocalRows
 from distsage.files import own_directory
 from distsage.kernels import level
 from distsage.launch.preflight import versions
 from distsage.launch.watch import failure_note
+from distsage.limits import free_memory, human_bytes
 from distsage.model.backend import by_kernels, choose_device, description, set_threads
 from distsage.model.inference import infer
 from distsage.partition.verify import load_parts
@@ -252,9 +254,19 @@ def load(config: LocalConfig) -> tuple[Graph, int]:
 
 
 def dense_features(graph: Graph) -> Tensor:
-    """Features as a float32 tensor `[N, F]`; sparse ones are filled in."""
+    """Features as a float32 tensor `[N, F]`; sparse ones are filled in.
+
+    Raises:
+        UserError: filled in, they take more memory than is left.
+    """
     if isinstance(graph.features, np.ndarray):
         return torch.from_numpy(graph.features)
+    need, free = 4 * graph.num_nodes * graph.num_features, free_memory()
+    if need > free:
+        raise UserError(
+            f"the features of {graph.name} take {human_bytes(need)} where they are filled in, but "
+            f"{human_bytes(free)} of memory are left; use a machine with more, or fewer columns"
+        )
     return torch.from_numpy(graph.features.toarray())
 
 
