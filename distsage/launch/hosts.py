@@ -327,9 +327,9 @@ def check_ip_config(
     for number, (ip, host) in enumerate(zip(listed, hosts, strict=True), 1):
         if ip not in addresses[host]:
             owner = next((name for name in hosts if ip in addresses[name]), None)
-            whose = f"belongs to {owner}" if owner else "belongs to no host of the job"
+            whose = f"which belongs to {owner or 'no host of the job'}"
             raise UserError(
-                f"line {number} of --ip-config {path} is {ip}, which {whose}, but part "
+                f"line {number} of --ip-config {path} is {ip}, {whose}, but part "
                 f"{number - 1} lies on {host} ({', '.join(addresses[host])}); correct the line, or "
                 "leave the option out"
             )
