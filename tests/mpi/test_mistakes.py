@@ -153,15 +153,25 @@ def change_json(name: str, key: str, value: object) -> Damage:
 
 
 def pretend_nodes(num_nodes: int) -> Damage:
-    """Say that the last part has so many more nodes that the graph has `num_nodes`."""
+    """Say that the last part has so many more nodes that the graph has `num_nodes`.
+
+    The files' sizes go with it, so that the manifest agrees with itself.
+    """
 
     def damage(parts: Path) -> None:
         manifest = json.loads((parts / "manifest.json").read_text())
         last = manifest["parts"][-1]
         last["nodes"] = [last["nodes"][0], num_nodes]
         node_map = {"_N": [part["nodes"] for part in manifest["parts"]]}
-        change_json("manifest.json", "parts", manifest["parts"])(parts)
-        change_json("manifest.json", "num_nodes", num_nodes)(parts)
+        more = num_nodes - manifest["num_nodes"]
+        for name, row_bytes in (
+            ("topology/indptr.npy", 8),
+            (f"part{len(manifest['parts']) - 1}/node_feat.dgl", 4 * manifest["num_features"]),
+        ):
+            manifest["files"][name]["bytes"] += more * row_bytes
+        last["bytes"] += more * 4 * manifest["num_features"]
+        manifest["num_nodes"] = num_nodes
+        (parts / "manifest.json").write_text(json.dumps(manifest))
         change_json("planted.json", "node_map", node_map)(parts)
         change_json("planted.json", "num_nodes", num_nodes)(parts)
 
