@@ -198,6 +198,13 @@ def test_every_file_of_the_tree_exists() -> None:
     assert checked > len(rooms)
 
 
+@every_page(WITH_DECISIONS)
+def test_every_test_that_is_named_exists(page: Path) -> None:
+    named = set(re.findall(r"`(test_\w+)`", page.read_text()))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert named <= set(re.findall(r"def (test_\w+)", tests))
+
+
 def anchors_of(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^a-z0-9 _-]", "", h.lower()).replace(" ", "-") for h in headings}
