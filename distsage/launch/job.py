@@ -8,12 +8,13 @@ them, and only then torch.distributed comes up among the trainers.
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from distsage.config import TrainConfig, job_name
 from distsage.errors import UserError
@@ -22,8 +23,8 @@ from distsage.launch import gpus
 from distsage.launch import hosts as host_lists
 from distsage.launch.agreement import Agreement, reach_agreement
 from distsage.launch.keys import derive_key
-from distsage.launch.ports import find_free_ports
-from distsage.launch.roles import Assignment
+from distsage.launch.ports import listen
+from distsage.launch.roles import Assignment, Role
 from distsage.launch.stage import stage_part, staged_path
 from distsage.launch.watch.progress import State, Watched
 from distsage.launch.watch.ring import Ring
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from distsage.launch.dgl.messages import DGLJob
     from distsage.launch.rendezvous import Rendezvous
 
+T = TypeVar("T")
 
 # The longest that trainers wait for each other. One may work on its share for hours while the
 # others wait. The watchers see whether any rank gets on, and end a job where none does.
@@ -50,7 +52,6 @@ class Job:
         assignment: of this rank.
         hosts: names of the hosts, in the order of the parts.
         addresses: one per host.
-        port: of this host's main server; its backups follow.
         parts: the parts to train on, this host's copy if they are staged.
         staged: directory of that copy; None if the parts are not staged.
         dgl: what DGL has to know.
@@ -63,7 +64,6 @@ class Job:
     assignment: Assignment
     hosts: list[str]
     addresses: list[host_lists.Address]
-    port: int
     parts: Parts
     staged: Path | None
     dgl: "DGLJob"
@@ -96,8 +96,8 @@ def start(world: World, config: TrainConfig, watched: Watched) -> Job:
 
     device = _agree_on_device(world, agreed)
     secret = world.broadcast("job secret", secrets.token_bytes(32))
-    watched.mark("choosing ports")
-    ports = _choose_ports(world, agreed)
+    watched.mark("opening ports")
+    listener, ports = _open_ports(world, agreed)
     owner = world.agree(
         "run directory", lambda: _prepare_run_directory(world, config, agreed, ports)
     )
@@ -127,19 +127,24 @@ def start(world: World, config: TrainConfig, watched: Watched) -> Job:
         from distsage.launch.rendezvous import Rendezvous
 
         rendezvous = Rendezvous(world)
+    addresses = [
+        (agreed.addresses[one.host].ip, port)
+        for one, port in zip(agreed.everyone, ports, strict=True)
+    ]
     return Job(
         config=config,
         assignment=assignment,
         hosts=hosts,
         addresses=agreed.addresses,
-        port=ports[assignment.host],
         parts=parts,
         staged=staged,
         dgl=DGLJob(
             assignment=assignment,
-            ip=agreed.own_address.ip,
-            servers=[(a.ip, port) for a, port in zip(agreed.addresses, ports, strict=True)],
-            part_config=parts.dgl_config,
+            servers=_by_number(agreed, "server", addresses),
+            server_names=_by_number(agreed, "server", ring.labels),
+            trainer_names=_by_number(agreed, "trainer", ring.labels),
+            listener=listener,
+            parts=parts,
             prefix=prefix,
             secret=secret,
             startup_timeout=config.startup_timeout,
@@ -180,20 +185,24 @@ def release_stage(job: Job) -> None:
         shutil.rmtree(job.staged)
 
 
-def _choose_ports(world: World, agreed: Agreement) -> list[int]:
-    """Find free ports for every host's servers. Collective.
+def _open_ports(world: World, agreed: Agreement) -> tuple[socket.socket | None, list[int]]:
+    """Have every server listen. Collective.
 
     Returns:
-        The port of each host's main server.
+        What this server listens on (servers only), and the port of every rank's server (0 for
+        trainers).
     """
-    assignment = agreed.assignment
-    port = 0
-    if agreed.is_first:
-        port = find_free_ports(agreed.own_address.ip, assignment.pairs_per_host, agreed.name)
-    by_host = [0] * len(agreed.hosts)
-    for host, first_port in world.gather_all("ports", (assignment.host, port)):
-        by_host[host] = max(by_host[host], first_port)
-    return by_host
+    listener = None
+    if agreed.assignment.role == "server":
+        listener = listen(agreed.own_address.ip, agreed.name)
+    port = listener.getsockname()[1] if listener else 0
+    return listener, world.gather_all("ports", port)
+
+
+def _by_number(agreed: Agreement, role: Role, by_rank: Sequence[T]) -> list[T]:
+    """What belongs to the servers, or to the trainers, in the order of their numbers."""
+    those = [one for one in agreed.everyone if one.role == role]
+    return [by_rank[one.rank] for one in sorted(those, key=lambda one: one.server_id)]
 
 
 def _prepare_run_directory(
@@ -213,8 +222,9 @@ def _prepare_run_directory(
         (config.run_dir / "logs").mkdir(exist_ok=True)
         _probe_file(config, agreed).touch()
         with atomic_file(config.run_dir / "ip_config.txt", "w") as stream:
-            for address, port in zip(agreed.addresses, ports, strict=True):
-                stream.write(f"{address.ip} {port}\n")
+            for one, port in zip(agreed.everyone, ports, strict=True):
+                if one.role == "server" and one.pair_on_host == 0:
+                    stream.write(f"{agreed.addresses[one.host].ip} {port}\n")
     return owner
 
 
@@ -254,17 +264,14 @@ def connect(job: Job, watched: Watched) -> "GraphStore":
 
     Blocks while the servers load their parts.
     """
-    from distsage.launch.dgl.client import GraphStore, wait_for_listener
+    from distsage.launch.dgl.client import GraphStore
 
     assignment, rendezvous = job.assignment, job.rendezvous
     assert rendezvous is not None
     own = job.addresses[assignment.host]
-    port = job.port + assignment.pair_on_host
     watched.mark("waiting for the servers to load their parts", State.WAITING)
-    wait_for_listener(own.ip, port)
-    rendezvous.meet("listening")
-    watched.mark("connecting to the servers", State.STARTING)
     graph_store = GraphStore(job.dgl, job.parts.manifest.graph_name, job.parts.offsets)
+    watched.mark("connecting to the other trainers", State.STARTING)
 
     import torch.distributed
 

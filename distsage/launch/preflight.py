@@ -16,7 +16,7 @@ from pathlib import Path
 from distsage import __version__
 from distsage.config import JobOptions
 from distsage.errors import UserError
-from distsage.launch.ports import FIRST_PORT, LAST_PORT, find_free_ports
+from distsage.launch.ports import FIRST_PORT, LAST_PORT, listen
 from distsage.limits import SHARED_MEMORY, free_memory, free_shared_memory, human_bytes
 from distsage.partition.parts import Parts
 
@@ -84,13 +84,11 @@ def reachable_ports(ip: str, job: str) -> Iterator[list[int]]:
     picks, since a firewall may treat them differently.
     """
     with contextlib.ExitStack() as stack:
-        ports = []
-        for port in (find_free_ports(ip, 1, f"{job} reach"), 0):
-            listener = stack.enter_context(
-                socket.create_server((ip, port), backlog=1024, reuse_port=False)
-            )
-            ports.append(int(listener.getsockname()[1]))
-        yield ports
+        listeners = [
+            stack.enter_context(listen(ip, f"{job} reach")),
+            stack.enter_context(socket.create_server((ip, 0), backlog=1024)),
+        ]
+        yield [int(listener.getsockname()[1]) for listener in listeners]
 
 
 def check_reach(own_host: str, targets: Mapping[str, tuple[str, Sequence[int]]]) -> None:

@@ -1,35 +1,42 @@
-"""A trainer's side: waits for its server, then reads the data of all parts. Runs on odd ranks."""
+"""A trainer's side: connects to all servers, then reads data of all parts. Runs on odd ranks."""
 
-import socket
 import threading
-import time
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
 import dgl
 import numpy as np
 import torch
 from dgl.distributed import dist_context, dist_graph, kvstore, rpc
 
+from distsage.launch.dgl.handshake import call_server
 from distsage.launch.dgl.messages import ROWS, DGLJob, Question
-from distsage.launch.dgl.patches import install, unlink_segments
+from distsage.launch.dgl.patches import carry_messages, install, join_rpc, unlink_segments
+from distsage.launch.dgl.transport import Transport
 
 
-def wait_for_listener(ip: str, port: int) -> None:
-    """Wait until some process of this host listens on `ip:port`. Blocks.
+def _connect(job: DGLJob) -> None:
+    """Connect to all servers, and wait until each has loaded its part. Blocks.
 
-    There is no bound here on how long a server may load; if it is stuck or ends, its watcher ends
-    the job. Reads the kernel's table instead of connecting: DGL's server would count a connection
-    as a client.
+    Stands in for DGL's `connect_to_server`, which listens itself for whoever connects back.
+
+    Raises:
+        TimeoutError, ConnectionError: a server does not answer; the message names it. How long it
+            loads is bounded by the watchers.
+        PermissionError: whoever listens in a server's place is not of this job.
     """
-    wanted = f"{socket.inet_aton(ip)[::-1].hex().upper()}:{port:04X}"
-    while True:
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[1] == wanted and fields[3] == "0A":
-                return
-        time.sleep(0.1)  # reading the table takes milliseconds, and the servers need the CPU
+    trainer = job.assignment.trainer_rank
+    join_rpc(job, trainer)
+    sessions = [
+        call_server(address, job.secret, server, trainer, job.startup_timeout, name)
+        for server, (address, name) in enumerate(zip(job.servers, job.server_names, strict=True))
+    ]
+    transport = Transport(sessions, job.server_names, job.max_message_bytes, peers_may_leave=False)
+    carry_messages(transport, lambda message: message.server_id)
+    for _ in sessions:
+        rpc.recv_response()
+    dist_context.set_initialized(True)
 
 
 def _stored(name: str) -> str:
@@ -44,14 +51,20 @@ class GraphStore:
     """
 
     def __init__(self, job: DGLJob, graph_name: str, offsets: np.ndarray) -> None:
-        """Connect to all servers. Collective over the trainers; blocks.
+        """Connect to all servers. Collective over the trainers; blocks while the servers load.
 
         Args:
             job: of this rank.
             graph_name: as the parts' configuration has it.
             offsets: int64 `[P + 1]`; part i owns the gids in [offsets[i], offsets[i + 1]).
         """
-        dgl.distributed.initialize(install(job))
+
+        def connect(*_: Any, **__: Any) -> None:
+            _connect(job)
+
+        servers = install(job)
+        dist_context.connect_to_server = connect
+        dgl.distributed.initialize(servers)
         self._graph = dist_graph.DistGraph(graph_name)
         self._feature_dtype: torch.dtype = getattr(torch, job.feature_dtype)
         self._client = kvstore.get_kvstore()

@@ -1,23 +1,21 @@
 """What the ranks send each other through DGL, and what DGL has to know of the job.
 
-A message is signed by its job. Beside DGL's own requests there is one of ours, a question: a
-trainer asks a host's servers for whatever they were started with an answer to. Imported by servers
-and trainers.
+Beside DGL's own requests there is one of ours, a question: a trainer asks a host's servers for
+whatever they were started with an answer to. What a request says is sent as plain data, and only
+the requests and answers listed here are made of it. Imported by servers and trainers.
 """
 
-import hmac
-import pickle
+import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from dgl.distributed import rpc
+from dgl.distributed import dist_graph, kvstore, role, rpc
 
 from distsage.launch.roles import Assignment
+from distsage.partition.parts import Parts
 
-_SIGNATURE_BYTES = 32
 # DGL tells requests apart by number; this one is none of its own.
 _QUESTION_SERVICE = 730_001
 # The question that every server has an answer to: rows of its part's data, by their numbers.
@@ -30,56 +28,31 @@ class DGLJob:
 
     Attributes:
         assignment: of this rank.
-        ip: this rank's own address.
-        servers: (ip, port) of every host's main server, in the order of the parts.
-        part_config: the parts' DGL configuration.
+        servers: (ip, port) of every server, by its number.
+        server_names, trainer_names: how messages name them, by their numbers.
+        listener: this server's, bound to its (ip, port); None on trainers.
+        parts: the parts to serve and to read.
         prefix: of the names of this host's shared-memory segments; no slash.
-        secret: signs the job's messages.
+        secret: known to this job's ranks only; tells them from strangers.
         startup_timeout: seconds until a missing server counts as absent.
         feature_dtype: float32, float16 or bfloat16, in which features are kept and sent.
     """
 
     assignment: Assignment
-    ip: str
     servers: Sequence[tuple[str, int]]
-    part_config: Path
+    server_names: Sequence[str]
+    trainer_names: Sequence[str]
+    listener: socket.socket | None
+    parts: Parts
     prefix: str
-    secret: bytes
+    secret: bytes = field(repr=False)
     startup_timeout: float
     feature_dtype: str
 
-
-class SignedPickle:
-    """Stands in for the module `pickle` inside dgl.distributed.rpc.
-
-    Args:
-        secret: of the job. Every message carries a hash under it, and none without is unpickled.
-    """
-
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
-
-    def _sign(self, payload: bytes) -> bytes:
-        return hmac.digest(self._secret, payload, "sha256")
-
-    def dumps(self, value: Any) -> bytes:
-        """Pickle a value; the signature goes first."""
-        payload = pickle.dumps(value)
-        return self._sign(payload) + payload
-
-    def loads(self, data: bytes | bytearray) -> Any:
-        """Read what `dumps` of this job has written.
-
-        Raises:
-            PermissionError: it is not signed by this job.
-        """
-        data = bytes(data)
-        signature, payload = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
-        if not hmac.compare_digest(signature, self._sign(payload)):
-            raise PermissionError(
-                "a message on this rank's DGL port is not signed by this job; refusing to read it"
-            )
-        return pickle.loads(payload)
+    @property
+    def max_message_bytes(self) -> int:
+        """No request or answer has more: it is about rows or in-edges of one part at most once."""
+        return max(part.bytes for part in self.parts.manifest.parts)
 
 
 Answer = Callable[..., Sequence[torch.Tensor]]
@@ -117,7 +90,7 @@ class Question(rpc.Request):
 
 
 class Tensors(rpc.Response):
-    """The answer; DGL unpacks a tuple of one."""
+    """The answer."""
 
     def __init__(self, tensors: tuple[torch.Tensor, ...]) -> None:
         self.tensors = tensors
@@ -125,10 +98,101 @@ class Tensors(rpc.Response):
     def __getstate__(self) -> tuple[torch.Tensor, ...]:
         return self.tensors
 
-    def __setstate__(self, state: Any) -> None:
-        self.tensors = state if isinstance(state, tuple) else (state,)
+    def __setstate__(self, state: tuple[torch.Tensor, ...]) -> None:
+        self.tensors = state
 
 
 def register_questions() -> None:
     """Let DGL carry questions and their answers. Once per process."""
     rpc.register_service(_QUESTION_SERVICE, Question, Tensors)
+
+
+# What this job's ranks ask of each other, and what they answer. DGL knows more: some of it makes a
+# server run functions that it is sent.
+_KNOWN = frozenset(
+    {
+        *(Question, Tensors),
+        *(rpc.ClientRegisterResponse, rpc.ShutDownRequest),
+        *(rpc.ClientBarrierRequest, rpc.ClientBarrierResponse),
+        *(role.RegisterRoleRequest, role.RegisterRoleResponse),
+        *(role.GetRoleRequest, role.GetRoleResponse),
+        *(kvstore.BarrierRequest, kvstore.BarrierResponse),
+        *(kvstore.GetSharedDataRequest, kvstore.GetSharedDataResponse),
+        *(kvstore.GetPartShapeRequest, kvstore.GetPartShapeResponse),
+        *(kvstore.SendMetaToBackupRequest, kvstore.SendMetaToBackupResponse),
+        *(kvstore.PullRequest, kvstore.PullResponse),
+        *(dist_graph.InitGraphRequest, dist_graph.InitGraphResponse),
+    }
+)
+# DGL sends these two along, and compares them.
+_FUNCTIONS = {
+    function.__name__: function
+    for function in (kvstore.default_pull_handler, kvstore.default_push_handler)
+}
+_SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {"tuple": tuple, "set": set, "dict": dict}
+
+
+def to_plain(request: rpc.Request | rpc.Response) -> tuple[Any, list[torch.Tensor]]:
+    """What a request or an answer says, as JSON can say it, and the tensors that it refers to.
+
+    JSON knows no tuples, sets, keys but strings, functions and tensors: each of these is an object
+    with one entry, whose key says what it is.
+
+    Raises:
+        TypeError: it says something else.
+    """
+    tensors: list[torch.Tensor] = []
+
+    def plain(value: Any) -> Any:
+        match value:
+            case None | bool() | int() | float() | str():
+                return value
+            case list():
+                return [plain(each) for each in value]
+            case tuple() | set():
+                kind = "set" if isinstance(value, set) else "tuple"
+                return {kind: [plain(each) for each in value]}
+            case dict():
+                return {"dict": [[plain(key), plain(each)] for key, each in value.items()]}
+            case torch.Tensor():
+                tensors.append(value)
+                return {"tensor": len(tensors) - 1}
+        for name, function in _FUNCTIONS.items():
+            if value is function:
+                return {"function": name}
+        raise TypeError(f"{type(value).__name__} is not sent between ranks")
+
+    return plain(request.__getstate__()), tensors
+
+
+def from_plain(known: Any, said: Any, tensors: Sequence[torch.Tensor]) -> Any:
+    """Make a request or an answer of what `to_plain` has made of one.
+
+    Raises:
+        PermissionError: it is none that this job's ranks send, or `said` is nothing that `to_plain`
+            returns.
+    """
+
+    def value(plain: Any) -> Any:
+        match plain:
+            case None | bool() | int() | float() | str():
+                return plain
+            case list():
+                return [value(each) for each in plain]
+            case dict() if len(plain) == 1:
+                ((kind, inside),) = plain.items()
+                if kind == "tensor" and isinstance(inside, int) and 0 <= inside < len(tensors):
+                    return tensors[inside]
+                if kind == "function" and isinstance(inside, str) and inside in _FUNCTIONS:
+                    return _FUNCTIONS[inside]
+                if kind in _SEQUENCES and isinstance(inside, list):
+                    return _SEQUENCES[kind](value(inside))
+        raise PermissionError(f"a message says {str(plain)[:80]}, which no rank of this job says")
+
+    if known not in _KNOWN:
+        raise PermissionError(
+            f"a message asks for {known.__name__}, which no rank of this job does"
+        )
+    made = known.__new__(known)
+    made.__setstate__(value(said))
+    return made

@@ -5,14 +5,14 @@ Each function below changes one thing, and its docstring says what DGL does by i
 will not do. `distsage.launch.dgl.messages` has what is added to DGL rather than changed.
 """
 
+import contextlib
 import logging
 import os
-import socket
-import time
-from collections.abc import Callable
-from types import SimpleNamespace
+import stat
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from dgl import DGLGraph, heterograph_index
 from dgl.distributed import (
@@ -21,18 +21,21 @@ from dgl.distributed import (
     graph_partition_book,
     kvstore,
     rpc,
-    rpc_client,
-    rpc_server,
     shared_mem_utils,
 )
 
 from distsage.data.precision import cast_features
-from distsage.launch.dgl.messages import DGLJob, SignedPickle, register_questions
+from distsage.launch.dgl.frames import Message
+from distsage.launch.dgl.messages import DGLJob, from_plain, register_questions, to_plain
+from distsage.launch.dgl.transport import Transport
 from distsage.limits import SHARED_MEMORY
+from distsage.partition.manifest import EDGE_TYPE, NODE_TYPE
 
 log = logging.getLogger(__name__)
 
 _FEATURES = "_N/features"
+# What DGL's C++ code makes of a graph in shared memory, beside the segment with the graph's name.
+_GRAPH_ARRAYS = ("0_csc_indptr", "0_csc_indices")
 
 
 def install(job: DGLJob) -> str:
@@ -41,57 +44,106 @@ def install(job: DGLJob) -> str:
     Once per process, before `dgl.distributed.initialize`.
 
     Returns:
-        The path of the list of servers, for `initialize`; it goes with this process.
+        What `initialize` gets for the path of a list of servers; DGL looks whether it exists.
     """
-    _prefix_shared_memory(job.prefix)
-    _tell_own_address(job.ip)
-    _sign_messages(job.secret)
-    _leave_signals_alone()
-    _connect_back_soon()
+    _own_shared_memory(job.prefix)
+    _know_the_parts(job)
+    _send_plain_data()
+    _know_the_servers(job)
     _log_what_is_printed()
     register_questions()
 
     assignment = job.assignment
-    servers = _servers_in_memory(job)
+    servers = os.devnull
     os.environ.update(
         DGL_DIST_MODE="distributed",
         DGL_ROLE="server" if assignment.role == "server" else "client",
         DGL_IP_CONFIG=servers,
-        DGL_CONF_PATH=str(job.part_config),
+        DGL_CONF_PATH=str(job.parts.dgl_config),
         DGL_NUM_SERVER=str(assignment.pairs_per_host),
         DGL_NUM_CLIENT=str(assignment.num_trainers),
         DGL_NUM_SAMPLER="0",
         DGL_GRAPH_FORMAT="csc",
-        DGL_DIST_MAX_TRY_TIMES=str(max(1, int(job.startup_timeout / 3))),
     )
     if assignment.role == "server":
         os.environ["DGL_SERVER_ID"] = str(assignment.server_id)
     return servers
 
 
-def _prefix_shared_memory(prefix: str) -> None:
-    """Begin the names of shared-memory segments with the job's and the host's `prefix`.
+def _own_shared_memory(prefix: str) -> None:
+    """Make and open segments of shared memory that are this job's, this host's and this user's.
 
-    DGL names segments by tensor and graph only. Two jobs on one host, or two emulated hosts on one
-    machine, would overwrite each other's.
+    DGL names segments by tensor and graph only: two jobs on one host, or two emulated hosts on one
+    machine, would overwrite each other's. And it opens whatever has the name, so that another user
+    could make a segment before it does, and write into it.
     """
 
     def prefixed(name: str) -> str:
         return f"{prefix}{name.lstrip('/')}"
 
+    def open_segment(name: str, is_create: bool, *rest: Any) -> Any:
+        with _new_segments(prefixed(name)) if is_create else _checked_segments(prefixed(name)):
+            return empty(prefixed(name), is_create, *rest)
+
+    def share(graph: DGLGraph, name: str, *args: Any, **kwargs: Any) -> Any:
+        shared = prefixed(name)
+        names = {shared, *(f"{shared}{shared}_{array}" for array in _GRAPH_ARRAYS)}
+        with _new_segments(*names):
+            result = share_graph(graph, shared, *args, **kwargs)
+            made = {path.name for path in SHARED_MEMORY.glob(f"{shared}*")}
+            assert made == names, f"DGL has made the segments {sorted(made - names)} by itself"
+            return result
+
+    def attach(name: str) -> Any:
+        shared = prefixed(name)
+        with _checked_segments(*(path.name for path in SHARED_MEMORY.glob(f"{shared}*"))):
+            return attach_graph(shared)
+
     empty = kvstore.empty_shared_mem
     exists = dist_graph.exist_shared_mem_array
-    for module in (dist_graph, graph_partition_book, kvstore, shared_mem_utils):
-        module.empty_shared_mem = lambda name, *rest: empty(prefixed(name), *rest)
-    for module in (dist_graph, graph_partition_book):
-        module.exist_shared_mem_array = lambda name: exists(prefixed(name))
+    share_graph = DGLGraph.shared_memory
+    attach_graph = heterograph_index.create_heterograph_from_shared_memory
+    for module in (dist_graph, kvstore, shared_mem_utils):
+        module.empty_shared_mem = open_segment
+    dist_graph.exist_shared_mem_array = lambda name: exists(prefixed(name))
+    DGLGraph.shared_memory = share
+    heterograph_index.create_heterograph_from_shared_memory = attach
 
-    attach = heterograph_index.create_heterograph_from_shared_memory
-    heterograph_index.create_heterograph_from_shared_memory = lambda name: attach(prefixed(name))
-    share = DGLGraph.shared_memory
-    DGLGraph.shared_memory = lambda graph, name, *args, **kwargs: share(
-        graph, prefixed(name), *args, **kwargs
-    )
+
+@contextlib.contextmanager
+def _new_segments(*names: str) -> Iterator[None]:
+    """Segments that nobody has made before, for DGL to open inside and to give their size.
+
+    They are held open meanwhile, so that no other job takes them for ones that were left
+    (`distsage.launch.preflight.sweep_leftovers`).
+
+    Raises:
+        FileExistsError: somebody has made one of them.
+    """
+    with contextlib.ExitStack() as held:
+        for name in names:
+            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW
+            held.callback(os.close, os.open(SHARED_MEMORY / name, flags, 0o600))
+        yield
+
+
+@contextlib.contextmanager
+def _checked_segments(*names: str) -> Iterator[None]:
+    """Segments that this user alone can have made and written, for DGL to open inside.
+
+    The directory is sticky: nobody else can put another one in the place of a segment.
+
+    Raises:
+        PermissionError: one of them is another user's.
+    """
+    for name in names:
+        found = (SHARED_MEMORY / name).lstat()
+        others = stat.S_IRWXG | stat.S_IRWXO
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise PermissionError(f"{SHARED_MEMORY / name} is another user's; refusing to open it")
+        if found.st_mode & others:
+            raise PermissionError(f"{SHARED_MEMORY / name} is open to others; refusing to open it")
+    yield
 
 
 def unlink_segments(job: DGLJob) -> None:
@@ -100,43 +152,121 @@ def unlink_segments(job: DGLJob) -> None:
         segment.unlink(missing_ok=True)
 
 
-def _tell_own_address(ip: str) -> None:
-    """Tell DGL that this rank's address is `ip`.
+def _know_the_parts(job: DGLJob) -> None:
+    """Tell trainers which nodes and edges belong to which part, as the manifest has it.
 
-    DGL looks for the first address of an interface that its list of servers names, and takes part 0
-    without a word where it finds none.
+    DGL's servers pickle that into shared memory, and its trainers unpickle what they find there.
     """
-    rpc_client.local_ip4_addr_list = lambda: {ip}
-    rpc_client.get_local_usable_addr = lambda _: f"{ip}:{_unused_port(ip)}"
+    parts = job.parts.manifest.parts
+    edge_type = tuple(EDGE_TYPE.split(":"))
+
+    def partition_book(graph_name: str) -> graph_partition_book.RangePartitionBook:
+        return graph_partition_book.RangePartitionBook(
+            job.assignment.host,
+            len(parts),
+            {NODE_TYPE: np.array([part.nodes for part in parts])},
+            {edge_type: np.array([part.edges for part in parts])},
+            {NODE_TYPE: 0},
+            {edge_type: 0},
+        )
+
+    dist_graph.get_shared_mem_partition_book = partition_book
+    graph_partition_book.RangePartitionBook.shared_memory = lambda book, graph_name: None
 
 
-def _unused_port(ip: str) -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((ip, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _send_plain_data() -> None:
+    """Send what requests and answers say as plain data.
 
-
-def _sign_messages(secret: bytes) -> None:
-    """Refuse messages that this job has not signed: DGL unpickles what arrives on an open port."""
-    rpc.pickle = SignedPickle(secret)
-
-
-def _leave_signals_alone() -> None:
-    """Do not install DGL's C++ handler of signals.
-
-    It calls exit() in a process whose threads live on, which ends in pages of traces.
+    DGL pickles them, and unpickles what arrives on an open port. Its fast way of pulling rows sends
+    from C++, past everything that Python could check.
     """
-    rpc.register_sig_handler = lambda: None
+    rpc.RPCMessage = Message
+    rpc.serialize_to_payload = to_plain
+    rpc.deserialize_from_payload = from_plain
+    rpc.fast_pull = _pull
 
 
-def _connect_back_soon() -> None:
-    """Have servers sleep 0.2 s before they connect back to a trainer, instead of DGL's 3 s.
+def _pull(
+    name: str,
+    ids: torch.Tensor,
+    part_of: torch.Tensor,
+    service_id: int,
+    num_parts: int,
+    servers_per_host: int,
+    own_part: int,
+    client_id: int,
+    own_rows: torch.Tensor,
+    policy: graph_partition_book.PartitionPolicy,
+) -> torch.Tensor:
+    """Rows of `ids` (`[n]`) from the parts that have them; the arguments are `rpc.fast_pull`'s."""
+    rows = own_rows.new_empty(len(ids), *own_rows.shape[1:])
+    parts = [part for part in part_of.unique().tolist() if part != own_part]
+    asked = [(part, kvstore.PullRequest(name, ids[part_of == part])) for part in parts]
+    rows[part_of == own_part] = own_rows[policy.to_local(ids[part_of == own_part])]
+    for part, answer in zip(parts, rpc.remote_call(asked), strict=True):
+        rows[part_of == part] = answer.data_tensor
+    return rows
 
-    A trainer that finds no server tries again after 3 s. That one stays: trainers start when all
-    servers listen, and succeed at once.
+
+def _know_the_servers(job: DGLJob) -> None:
+    """Tell DGL which servers there are.
+
+    DGL reads it from a file, where the servers of a host have neighbouring ports, and looks there
+    for the host's own address; where it finds none it takes part 0 without a word.
     """
-    rpc_server.time = SimpleNamespace(sleep=lambda _: time.sleep(0.2))
+    pairs = job.assignment.pairs_per_host
+    rpc.read_ip_config = lambda filename, num_servers: {
+        server: [server // pairs, ip, port, pairs] for server, (ip, port) in enumerate(job.servers)
+    }
+
+
+def join_rpc(job: DGLJob, rank: int) -> None:
+    """Tell DGL's RPC who this process is, and of the services that both sides know.
+
+    DGL gives trainers numbers of its own, by the order of their addresses. Here a trainer has its
+    rank in torch.distributed. DGL's handler of signals is not installed: it calls exit() in a
+    process whose threads live on, which ends in pages of traces.
+
+    Args:
+        job: of this rank.
+        rank: its number among the servers or among the trainers.
+    """
+    rpc.register_service(rpc.CLIENT_REGISTER, rpc.ClientRegisterRequest, rpc.ClientRegisterResponse)
+    rpc.register_service(rpc.SHUT_DOWN_SERVER, rpc.ShutDownRequest, None)
+    rpc.register_service(rpc.CLIENT_BARRIER, rpc.ClientBarrierRequest, rpc.ClientBarrierResponse)
+    assignment = job.assignment
+    rpc.set_rank(rank)
+    rpc.set_machine_id(assignment.host)
+    rpc.set_num_machines(assignment.num_hosts)
+    rpc.set_num_server(len(job.servers))
+    rpc.set_num_server_per_machine(assignment.pairs_per_host)
+    rpc.set_num_client(assignment.num_trainers)
+    rpc.set_group_id(0)
+
+
+def carry_messages(transport: Transport, sender_of: Callable[[Message], int]) -> None:
+    """Have DGL's RPC send and receive through `transport`.
+
+    DGL's own sockets take whoever connects first for a trainer, and read in C++ what arrives.
+
+    Args:
+        transport: of this rank.
+        sender_of: who a message says it is from. It is who the connection was made with, or the
+            message is refused.
+    """
+
+    def receive(timeout: int = 0) -> Message:
+        assert timeout == 0, "the rank's watcher bounds waits"
+        peer, message = transport.receive()
+        if sender_of(message) != peer:
+            raise PermissionError(f"peer {peer} sent a message as if it were {sender_of(message)}")
+        return message
+
+    rpc.send_rpc_message = lambda message, peer: transport.send(peer, message)
+    rpc.recv_rpc_message = receive
+    rpc.get_client = lambda client_id, group_id: client_id
+    rpc.finalize_sender = transport.close
+    rpc.finalize_receiver = lambda: None
 
 
 def _log_what_is_printed() -> None:
@@ -145,19 +275,8 @@ def _log_what_is_printed() -> None:
     def log_words(*words: Any, **_: Any) -> None:
         log.info(" ".join(map(str, words)))
 
-    for module in (dist_context, dist_graph, rpc, rpc_client, rpc_server):
+    for module in (dist_context, dist_graph, rpc):
         module.print = log_words
-
-
-def _servers_in_memory(job: DGLJob) -> str:
-    """Path of DGL's list of servers, in a file that lives as long as this process.
-
-    DGL reads the list from a file. On a network's file system a host may see an older one for a
-    while, so every rank has its own.
-    """
-    descriptor = os.memfd_create("ip_config")
-    os.write(descriptor, "".join(f"{ip} {port}\n" for ip, port in job.servers).encode())
-    return f"/proc/self/fd/{descriptor}"
 
 
 def cast_loaded_features(dtype: str) -> None:
@@ -176,27 +295,3 @@ def cast_loaded_features(dtype: str) -> None:
         return node_rows, edge_rows
 
     dist_graph.load_partition_feats = load_and_cast
-
-
-def mark_requests(mark: Callable[[bool], None]) -> None:
-    """Tell a server that handles a request from one that waits for the next.
-
-    Args:
-        mark: called with True when this server begins to wait, with False when a request has come.
-    """
-    receive, wait_for_senders = rpc.recv_request, rpc.wait_for_senders
-
-    def receive_and_mark(timeout: int) -> Any:
-        mark(True)
-        # A mark is a sign of progress: there is none as long as nothing comes.
-        while (request := receive(timeout))[0] is None:
-            pass
-        mark(False)
-        return request
-
-    def mark_and_wait_for_senders(*args: Any, **kwargs: Any) -> None:
-        mark(True)
-        wait_for_senders(*args, **kwargs)
-
-    rpc.recv_request = receive_and_mark
-    rpc.wait_for_senders = mark_and_wait_for_senders
