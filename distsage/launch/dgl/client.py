@@ -32,8 +32,8 @@ def _connect(job: DGLJob) -> None:
         call_server(address, job.secret, server, trainer, job.startup_timeout, name)
         for server, (address, name) in enumerate(zip(job.servers, job.server_names, strict=True))
     ]
-    transport = Transport(sessions, job.server_names, job.max_message_bytes, peers_may_leave=False)
-    carry_messages(transport, lambda message: message.server_id)
+    transport = Transport(sessions, job.server_names, job.max_message_bytes, peers="server")
+    carry_messages(transport)
     for _ in sessions:
         rpc.recv_response()
     dist_context.set_initialized(True)

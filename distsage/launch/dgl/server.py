@@ -63,9 +63,9 @@ def _answer_requests(
     join_rpc(job, job.assignment.server_id)
     mark(True)
     transport = Transport(
-        reception.sessions(), job.trainer_names, job.max_message_bytes, peers_may_leave=True
+        reception.sessions(), job.trainer_names, job.max_message_bytes, peers="trainer"
     )
-    carry_messages(transport, lambda message: message.client_id)
+    carry_messages(transport)
     for trainer in trainers:  # the part is loaded
         rpc.send_response(trainer, rpc.ClientRegisterResponse(trainer), 0)
     while True:

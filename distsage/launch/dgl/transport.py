@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from distsage.launch.dgl.frames import FrameReader, FrameWriter, Message
 from distsage.launch.dgl.handshake import Session
+from distsage.launch.roles import Role
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +123,8 @@ class Transport:
         sessions: one for each peer, in the order of their numbers.
         names: of the peers, for messages.
         max_bytes: of one message's tensors.
-        peers_may_leave: a peer that leaves between two messages says nothing bad. A server's
-            trainers leave at the end; a trainer's servers stay as long as it does.
+        peers: what they are. A server's trainers may leave between two messages, as they do at the
+            end; a trainer's servers stay as long as it does.
     """
 
     def __init__(
@@ -132,12 +133,12 @@ class Transport:
         names: Sequence[str],
         max_bytes: int,
         *,
-        peers_may_leave: bool,
+        peers: Role,
     ) -> None:
         self._links = {
             session.peer: _Link(session, names[session.peer], max_bytes) for session in sessions
         }
-        self._peers_may_leave = peers_may_leave
+        self._peers = peers
         self._selector = selectors.DefaultSelector()
         for link in self._links.values():
             self._selector.register(link.connection, selectors.EVENT_READ, link)
@@ -161,7 +162,7 @@ class Transport:
         """The next message of any peer, and the peer's number. Blocks; releases the GIL.
 
         Raises:
-            PermissionError: what came is not what a peer has sent.
+            PermissionError: what came is not what a peer has sent, or it speaks for another.
             ConnectionError: a peer has left that must not.
         """
         waited = 0.0
@@ -178,6 +179,7 @@ class Transport:
                 if ready & selectors.EVENT_READ:
                     message = self._read(link)
                     if message is not None:
+                        self._check_sender(link, message)
                         return link.peer, message
 
     def close(self) -> None:
@@ -206,11 +208,16 @@ class Transport:
         if self._selector.get_key(link.connection).events != wanted:
             self._selector.modify(link.connection, wanted, link)
 
+    def _check_sender(self, link: _Link, message: Message) -> None:
+        sender = message.server_id if self._peers == "server" else message.client_id
+        if sender != link.peer:
+            raise PermissionError(f"{link.name} speaks as if it were {self._peers} {sender}")
+
     def _read(self, link: _Link) -> Message | None:
         try:
             return link.read()
         except EOFError as left:
-            if not self._peers_may_leave:
+            if self._peers == "server":
                 raise ConnectionError(str(left)) from left
             log.info("%s", left)
         self._selector.unregister(link.connection)
