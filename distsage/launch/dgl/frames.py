@@ -30,7 +30,7 @@ _TAG_BYTES = 16
 # What a message says besides its tensors: names and numbers.
 MAX_HEAD_BYTES = 64 * 1024
 # Tensors are hashed piece by piece, each while it is still in the processor's cache.
-_PIECE_BYTES = 512 * BLOCK_BYTES
+_PIECE_BYTES = 256 * BLOCK_BYTES
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype

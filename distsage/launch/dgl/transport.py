@@ -181,9 +181,14 @@ class Transport:
                     if message is not None:
                         self._check_sender(link, message)
                         return link.peer, message
+            if not self._links:
+                raise ConnectionError("all trainers have left, and none has said goodbye")
 
     def close(self) -> None:
-        """Send what is still to be sent and close all connections. Blocks a few seconds at most.
+        """Send what is still to be sent and close all connections. Blocks.
+
+        A server lets its trainers go first: one that still waits for an answer of another server
+        would take a server that is gone for lost. The watcher bounds how long that may take.
 
         Raises:
             TimeoutError: a peer does not take what it is sent.
@@ -197,6 +202,11 @@ class Transport:
                 with selectors.DefaultSelector() as waiting:
                     waiting.register(link.connection, selectors.EVENT_WRITE)
                     waiting.select(left)
+        while self._peers == "trainer" and self._links:
+            for key, _ in self._selector.select():
+                message = self._read(key.data)
+                assert message is None, f"{key.data.name} asks for more after the goodbye"
+        for link in self._links.values():
             link.connection.close()
         self._links.clear()
         self._selector.close()
@@ -223,6 +233,4 @@ class Transport:
         self._selector.unregister(link.connection)
         link.connection.close()
         del self._links[link.peer]
-        if not self._links:
-            raise ConnectionError("all trainers have left, and none has said goodbye")
         return None

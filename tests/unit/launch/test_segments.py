@@ -29,7 +29,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def prefix() -> Iterator[str]:
-    prefix = f"distsage.{os.getuid()}.test{uuid.uuid4().hex[:8]}.1."
+    # Not named as a job's: other tests on this machine look for what jobs leave behind.
+    prefix = f"test-segments.{uuid.uuid4().hex[:8]}.1."
     yield prefix
     for segment in SHARED_MEMORY.glob(f"{prefix}*"):
         segment.unlink()

@@ -579,6 +579,23 @@ def test_trainers_may_leave_but_not_all_without_a_word() -> None:
         server.receive()
 
 
+def test_servers_stay_until_their_trainers_have_left() -> None:
+    """One trainer says goodbye while another still waits for an answer of another server."""
+    with receiving(TRAINERS) as (reception, address):
+        first, second = (as_trainer(call(address, number)) for number in (0, 1))
+        server = Transport(reception.sessions(), TRAINERS, MAX_BYTES, peers="trainer")
+    closing_server = threading.Thread(target=server.close, daemon=True)
+    first.close()
+    closing_server.start()
+    closing_server.join(0.3)
+    assert closing_server.is_alive()
+    server.send(1, message(seq=4, trainer=1))
+    assert second.receive()[1].msg_seq == 4
+    second.close()
+    closing_server.join(20)
+    assert not closing_server.is_alive()
+
+
 def test_what_is_sent_last_arrives_before_the_end(pair) -> None:
     trainer, server = as_trainer(pair[0], 1 << 30), as_server(pair[1], 1 << 30)
     much = torch.arange(4 << 20)
