@@ -27,8 +27,8 @@ MAX_CLOCK_SKEW_SECONDS = 30.0
 REACH_SECONDS = 5.0
 _MOST_ROWS = 2**31 - 1
 _FEATURE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# DGL's servers make 15 segments, each of whole pages, the largest small one of one page.
-_ROUNDING_BYTES = 16 * mmap.PAGESIZE
+# DGL's servers make 12 segments, each of whole pages, the largest small one of one page.
+_ROUNDING_BYTES = 13 * mmap.PAGESIZE
 # What a rank takes beyond its data, from the preflight on: DGL, torch and compiled code. Measured:
 # 756 MiB for two servers and two trainers (Linux, x86-64).
 _RANK_BYTES = 190 << 20

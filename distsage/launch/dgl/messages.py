@@ -142,27 +142,7 @@ def to_plain(request: rpc.Request | rpc.Response) -> tuple[Any, list[torch.Tenso
         TypeError: it says something else.
     """
     tensors: list[torch.Tensor] = []
-
-    def plain(value: Any) -> Any:
-        match value:
-            case None | bool() | int() | float() | str():
-                return value
-            case list():
-                return [plain(each) for each in value]
-            case tuple() | set():
-                kind = "set" if isinstance(value, set) else "tuple"
-                return {kind: [plain(each) for each in value]}
-            case dict():
-                return {"dict": [[plain(key), plain(each)] for key, each in value.items()]}
-            case torch.Tensor():
-                tensors.append(value)
-                return {"tensor": len(tensors) - 1}
-        for name, function in _FUNCTIONS.items():
-            if value is function:
-                return {"function": name}
-        raise TypeError(f"{type(value).__name__} is not sent between ranks")
-
-    return plain(request.__getstate__()), tensors
+    return _plain(request.__getstate__(), tensors), tensors
 
 
 def from_plain(known: Any, said: Any, tensors: Sequence[torch.Tensor]) -> Any:
@@ -172,27 +152,52 @@ def from_plain(known: Any, said: Any, tensors: Sequence[torch.Tensor]) -> Any:
         PermissionError: it is none that this job's ranks send, or `said` is nothing that `to_plain`
             returns.
     """
-
-    def value(plain: Any) -> Any:
-        match plain:
-            case None | bool() | int() | float() | str():
-                return plain
-            case list():
-                return [value(each) for each in plain]
-            case dict() if len(plain) == 1:
-                ((kind, inside),) = plain.items()
-                if kind == "tensor" and isinstance(inside, int) and 0 <= inside < len(tensors):
-                    return tensors[inside]
-                if kind == "function" and isinstance(inside, str) and inside in _FUNCTIONS:
-                    return _FUNCTIONS[inside]
-                if kind in _SEQUENCES and isinstance(inside, list):
-                    return _SEQUENCES[kind](value(inside))
-        raise PermissionError(f"a message says {str(plain)[:80]}, which no rank of this job says")
-
     if known not in _KNOWN:
         raise PermissionError(
             f"a message asks for {known.__name__}, which no rank of this job does"
         )
     made = known.__new__(known)
-    made.__setstate__(value(said))
+    made.__setstate__(_value(said, tensors))
     return made
+
+
+# These two call themselves. Inside the functions above they would be cycles of references, which
+# keep the tensors of a message until Python looks for such cycles.
+
+
+def _plain(value: Any, tensors: list[torch.Tensor]) -> Any:
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case list():
+            return [_plain(each, tensors) for each in value]
+        case tuple() | set():
+            kind = "set" if isinstance(value, set) else "tuple"
+            return {kind: [_plain(each, tensors) for each in value]}
+        case dict():
+            pairs = value.items()
+            return {"dict": [[_plain(a, tensors), _plain(b, tensors)] for a, b in pairs]}
+        case torch.Tensor():
+            tensors.append(value)
+            return {"tensor": len(tensors) - 1}
+    for name, function in _FUNCTIONS.items():
+        if value is function:
+            return {"function": name}
+    raise TypeError(f"{type(value).__name__} is not sent between ranks")
+
+
+def _value(plain: Any, tensors: Sequence[torch.Tensor]) -> Any:
+    match plain:
+        case None | bool() | int() | float() | str():
+            return plain
+        case list():
+            return [_value(each, tensors) for each in plain]
+        case dict() if len(plain) == 1:
+            ((kind, inside),) = plain.items()
+            if kind == "tensor" and isinstance(inside, int) and 0 <= inside < len(tensors):
+                return tensors[inside]
+            if kind == "function" and isinstance(inside, str) and inside in _FUNCTIONS:
+                return _FUNCTIONS[inside]
+            if kind in _SEQUENCES and isinstance(inside, list):
+                return _SEQUENCES[kind](_value(inside, tensors))
+    raise PermissionError(f"a message says {str(plain)[:80]}, which no rank of this job says")
