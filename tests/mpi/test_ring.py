@@ -77,6 +77,8 @@ def test_every_trainer_sees_every_node_as_it_was(ring_job: tuple[Path, int, View
         assert sorted(all_) == list(range(NUM_NODES))
         np.testing.assert_array_equal(view["pulled_features"], np.stack((all_, 2 * all_), 1))
         np.testing.assert_array_equal(view["pulled_labels"], all_ % 5)
+        shuffled = v[view["any_order"]]
+        np.testing.assert_array_equal(view["through_dgl"], np.stack((shuffled, 2 * shuffled), 1))
         mean = ((own - 1) % NUM_NODES + (own - 2) % NUM_NODES) / 2
         np.testing.assert_array_equal(
             view["layer_1"], np.stack((own, 2 * own, mean, 2 * mean), 1).astype(np.float32)

@@ -48,6 +48,8 @@ def be_a_rank(watched: Watched) -> None:
     rng = np.random.default_rng(trainers.rank)
     mixed = np.concatenate([rng.permutation(np.arange(*part.nodes)) for part in manifest.parts])
     pulled = {name: store.pull(name, mixed) for name in ("features", "labels")}
+    any_order = rng.permutation(mixed)
+    through_dgl = store._graph.ndata["features"][torch.from_numpy(any_order)]
 
     # Layer 1 of this part's nodes: own rows in place, the others pulled.
     seeds = np.arange(low, high)
@@ -79,6 +81,8 @@ def be_a_rank(watched: Watched) -> None:
         mixed=mixed,
         pulled_features=pulled["features"].numpy(),
         pulled_labels=pulled["labels"].numpy(),
+        any_order=any_order,
+        through_dgl=through_dgl.numpy(),
         layer_1=layer_1.numpy(),
         inferred=bounds[trainers.rank : trainers.rank + 2],
         logits=logits.numpy(),
