@@ -298,7 +298,8 @@ def many_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("many_descriptors")
-def test_a_thousand_connections_keep_no_trainer_out(caplog) -> None:
+def test_a_thousand_connections_keep_no_trainer_out(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(handshake, "UNPROVEN_SECONDS", 1000.0)
     with receiving(TRAINERS) as (reception, address):
         strangers = [socket.create_connection(address) for _ in range(1000)]
         kept = handshake.UNPROVEN_CONNECTIONS
