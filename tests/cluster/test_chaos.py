@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from slurm_login import REPOSITORY
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 # The kinds that go on in different ways; lost hosts, which take Slurm a minute, are in test_faults.
 FAULTS = [
@@ -32,7 +32,7 @@ def test_every_run_comes_to_the_same_end(tmp_path: Path) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=840,
+        timeout=1400,
         check=False,
     )
     said = answer.stdout + answer.stderr

@@ -141,10 +141,14 @@ def _requeue(run: Run, rng: random.Random) -> Strike:
     return Strike("the job", lambda: run.site.slurm("scontrol", "requeue", str(run.job)))
 
 
-def _reach_time_limit(run: Run, rng: random.Random) -> Strike:
-    """The limit is lowered while the job runs, for it can only be a number of minutes."""
-    words = ("scontrol", "update", f"JobId={run.job}", "TimeLimit=1")
-    return Strike("the job", lambda: run.site.slurm(*words))
+def _near_time_limit(run: Run, rng: random.Random) -> Strike:
+    """The limit is lowered until the batch script's 120 s of warning have begun."""
+
+    def repair() -> None:
+        if not run.state().over:
+            run.limit()
+
+    return Strike("the job", lambda: run.limit(run.state().minutes + 2), repair)
 
 
 def _preempt(run: Run, rng: random.Random) -> Strike:
@@ -217,13 +221,8 @@ FAULTS: Mapping[str, Fault] = {
     "batch-host-crash": Fault(_crash(0), frozenset({REQUEUED, ENDED}), bound=120),
     "scancel": Fault(_cancel, _END),
     "preemption": Fault(_preempt, frozenset({REQUEUED}), bound=40 + GRACE_SECONDS),
-    # Slurm looks at time limits every 30 s, and ends a job KillWait, 10 s, after its limit.
-    "time-limit": Fault(
-        _reach_time_limit,
-        frozenset({REQUEUED, ENDED}),
-        bound=120,
-        training_seconds=120,
-    ),
+    # Slurm looks at time limits every 30 s.
+    "time-limit": Fault(_near_time_limit, frozenset({REQUEUED}), bound=90, training_seconds=90),
     "requeue": Fault(_requeue, frozenset({REQUEUED})),
     "link-cut": Fault(_cut_link, frozenset({WENT_ON, ENDED, REQUEUED}), bound=90),
     "disk-full": Fault(_fill_disk, _END, says=r"cannot write /.*: No space left on device"),

@@ -23,6 +23,7 @@ _OPTIONS = (
     *("--num-hidden=32", "--fan-out=5,5", "--batch-size=100", "--num-workers=1"),
     *(f"--num-epochs={NUM_EPOCHS}", "--eval-every=10"),
 )
+_MINUTES = 30  # no job takes so long
 _RUNNING = {"RUNNING", "CONFIGURING", "COMPLETING", "PENDING"}
 # Slurm lists a job; a rank writes a file.
 POLL_SECONDS = 0.1
@@ -30,11 +31,19 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class JobState:
-    """What Slurm says of a job: `name` "RUNNING", ...; `exit_code` "1:0"; `restarts` so far."""
+    """What Slurm says of a job.
+
+    Attributes:
+        name: "RUNNING", ...
+        exit_code: "1:0"
+        restarts: so far.
+        minutes: that it has run, rounded down.
+    """
 
     name: str
     exit_code: str
     restarts: int
+    minutes: int
 
     @property
     def over(self) -> bool:
@@ -76,7 +85,7 @@ class Run:
         if fault is not None:
             env |= {"DISTSAGE_TEST_FAULT": json.dumps(fault), "PYTHONPATH": str(FAULTS)}
         words = [
-            *("sbatch", "--parsable", f"--partition={SCAVENGER}", "--time=30"),
+            *("sbatch", "--parsable", f"--partition={SCAVENGER}", f"--time={_MINUTES}"),
             *(f"--nodelist={','.join(self.site.hosts)}", f"--nodes={len(self.site.hosts)}"),
             *("--ntasks-per-node=2", "--cpus-per-task=1", f"--output={self.directory}/job-%j.out"),
             str(REPOSITORY / "sbatch" / "train.sh"),
@@ -95,7 +104,17 @@ class Run:
         """Ask Slurm how the latest job is."""
         line = self.site.slurm("scontrol", "show", "job", "-o", str(self.job))
         facts = dict(re.findall(r"([\w/:]+)=(\S*)", line))
-        return JobState(facts["JobState"], facts["ExitCode"], int(facts["Restarts"]))
+        hours, minutes, _ = facts["RunTime"].split(":")  # no job here runs for a day
+        return JobState(
+            name=facts["JobState"],
+            exit_code=facts["ExitCode"],
+            restarts=int(facts["Restarts"]),
+            minutes=60 * int(hours) + int(minutes),
+        )
+
+    def limit(self, minutes: int = _MINUTES) -> None:
+        """Change the latest job's time limit."""
+        self.site.slurm("scontrol", "update", f"JobId={self.job}", f"TimeLimit={minutes}")
 
     def output(self) -> str:
         """What all jobs have printed, in their order."""
