@@ -12,7 +12,6 @@ put elsewhere is refused, and with it the connection. Tensors are read into thei
 sent from it. Runs on server and trainer ranks.
 """
 
-import hashlib
 import hmac
 import json
 import struct
@@ -22,15 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from distsage.kernels.universal_hash import BLOCK_BYTES, PASSES, hash_blocks
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 _PREFIX = struct.Struct("<QI")
+_NONCE = struct.Struct("<QI")  # number of the frame, which tag of it
 _TAG_BYTES = 16
 # What a message says besides its tensors: names and numbers.
 MAX_HEAD_BYTES = 64 * 1024
-# Tensors are hashed piece by piece, each while it is still in the processor's cache.
-_PIECE_BYTES = 256 * BLOCK_BYTES
+# Tensors are tagged piece by piece, each while it is still in the processor's cache.
+_PIECE_BYTES = 2**20
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -65,38 +64,28 @@ class Message:
 
 
 class _Tagger:
-    """Tags of one direction of a connection."""
+    """Tags of one direction of a connection: GMAC (NIST SP 800-38D), AES-GCM of data in clear.
+
+    No two tags have one nonce: frames count up, and so do the pieces of a frame.
+    """
 
     def __init__(self, key: bytes) -> None:
-        self._key = key
-        stream = hashlib.shake_256(b"distsage hash key\0" + key).digest(PASSES * BLOCK_BYTES)
-        self._hash_key = np.frombuffer(bytearray(stream), np.uint32)
+        self._aead = AESGCM(key)
 
     def head_tag(self, prefix: bytes | bytearray, head: bytes) -> bytes:
-        return self._tag(b"head", prefix, head)
+        number, _ = _PREFIX.unpack(prefix)
+        return self._tag(number, 0, bytes(prefix) + head)
 
-    def tensors_tag(self, number: int, hashes: Sequence[bytes]) -> bytes:
-        return self._tag(b"tensors", struct.pack("<Q", number), *hashes)
+    def piece_tag(self, number: int, count: int, piece: memoryview) -> bytes:
+        """Of piece `count` of a frame's tensors, counted from 1."""
+        return self._tag(number, count, piece)
 
-    def _tag(self, part: bytes, *data: bytes | bytearray) -> bytes:
-        digest = hashlib.blake2b(key=self._key, digest_size=_TAG_BYTES, person=part)
-        for each in data:
-            digest.update(each)
-        return digest.digest()
+    def tensors_tag(self, number: int, tags: Sequence[bytes]) -> bytes:
+        """Of all tensors of a frame. How long they are stands in the head."""
+        return self._tag(number, 2**32 - 1, b"".join(tags))
 
-    def hash(self, piece: np.ndarray) -> bytes:
-        """Hash of up to `_PIECE_BYTES` (uint8), the last block filled up with zeros.
-
-        How long the tensors are stands in the head.
-        """
-        whole = len(piece) - len(piece) % BLOCK_BYTES
-        hashes = np.empty((-(-len(piece) // BLOCK_BYTES), PASSES), np.uint64)
-        hash_blocks(piece[:whole].view(np.uint32), self._hash_key, hashes[: whole // BLOCK_BYTES])
-        if whole < len(piece):
-            last = np.zeros(BLOCK_BYTES, np.uint8)
-            last[: len(piece) - whole] = piece[whole:]
-            hash_blocks(last.view(np.uint32), self._hash_key, hashes[whole // BLOCK_BYTES :])
-        return hashes.tobytes()
+    def _tag(self, number: int, part: int, data: bytes | memoryview) -> bytes:
+        return self._aead.encrypt(_NONCE.pack(number, part), b"", data)
 
 
 class FrameWriter:
@@ -114,7 +103,7 @@ class FrameWriter:
         """What to send, piece by piece. Frames have to be sent in the order of these calls."""
         number = self._number
         self._number += 1
-        tensors = [_to_send(tensor) for tensor in message.tensors]
+        tensors = [tensor.detach().contiguous() for tensor in message.tensors]
         head = json.dumps(
             [
                 *(message.service_id, message.msg_seq, message.client_id, message.server_id),
@@ -132,11 +121,11 @@ class FrameWriter:
         prefix = _PREFIX.pack(number, len(head))
         yield memoryview(prefix + head + self._tagger.head_tag(prefix, head))
         if tensors:
-            hashes = []
-            for piece in _pieces(tensors):
-                hashes.append(self._tagger.hash(piece))
-                yield piece.data
-            yield memoryview(self._tagger.tensors_tag(number, hashes))
+            tags = []
+            for count, piece in enumerate(_pieces(tensors), 1):
+                tags.append(self._tagger.piece_tag(number, count, piece))
+                yield piece
+            yield memoryview(self._tagger.tensors_tag(number, tags))
 
 
 class FrameReader:
@@ -177,13 +166,13 @@ class FrameReader:
         *numbers, data, layout = json.loads(head)
         tensors = self._allocate(layout)
         if tensors:
-            hashes = []
-            for piece in _pieces(tensors):
-                yield piece.data
-                hashes.append(self._tagger.hash(piece))
+            tags = []
+            for count, piece in enumerate(_pieces(tensors), 1):
+                yield piece
+                tags.append(self._tagger.piece_tag(number, count, piece))
             tag = bytearray(_TAG_BYTES)
             yield memoryview(tag)
-            self._check(tag, self._tagger.tensors_tag(number, hashes))
+            self._check(tag, self._tagger.tensors_tag(number, tags))
         self._number += 1
         service_id, msg_seq, client_id, server_id, group_id = numbers
         return Message(service_id, msg_seq, client_id, server_id, data, tensors, group_id)
@@ -208,15 +197,9 @@ class FrameReader:
             )
 
 
-def _to_send(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, or a copy where its bytes do not lie one after the other in whole words."""
-    tensor = tensor.detach().contiguous()
-    return tensor if tensor.data_ptr() % 4 == 0 else tensor.clone()
-
-
-def _pieces(tensors: Sequence[torch.Tensor]) -> Iterator[np.ndarray]:
-    """The memory of tensors (uint8), in pieces to be hashed."""
+def _pieces(tensors: Sequence[torch.Tensor]) -> Iterator[memoryview]:
+    """The memory of tensors, in pieces that have a tag each."""
     for tensor in tensors:
         memory = tensor.reshape(-1).view(torch.uint8).numpy()
         for begin in range(0, len(memory), _PIECE_BYTES):
-            yield memory[begin : begin + _PIECE_BYTES]
+            yield memory[begin : begin + _PIECE_BYTES].data

@@ -38,6 +38,8 @@ NUM_NODES, EDGES = 30, np.random.default_rng(5).integers(0, 30, (80, 2))
 SPLIT = {"train": range(20), "valid": range(20, 24), "test": range(24, 30)}
 OGB_FEATURES = np.random.default_rng(6).standard_normal((NUM_NODES, 5)).astype(np.float32)
 
+SPLITS_OF_OGB = [("ogbn-arxiv", "time"), ("ogbn-products", "sales_ranking")]
+
 
 def ogb_csv(directory: Path, split: str, features: np.ndarray = OGB_FEATURES) -> None:
     def save(name: str, values: object) -> None:
@@ -61,6 +63,25 @@ def check_ogb(graph, num_classes: int) -> None:
     assert (graph.labels.dtype, graph.num_classes) == (np.int64, num_classes)
     for mask, part in zip(("train_mask", "val_mask", "test_mask"), SPLIT, strict=True):
         assert np.flatnonzero(getattr(graph, mask)).tolist() == list(SPLIT[part])
+
+
+@pytest.mark.parametrize(("name", "split"), SPLITS_OF_OGB)
+def test_what_ogb_itself_reads(name: str, split: str, tmp_path: Path) -> None:
+    directory = name.replace("-", "_")
+    ogb_csv(tmp_path / directory, split)
+    graph = load_graph(name, dataset_root=tmp_path)
+    from ogb.nodeproppred import NodePropPredDataset
+
+    theirs = NodePropPredDataset(name, root=str(tmp_path))
+    content, labels = theirs[0]
+    assert graph.num_nodes == content["num_nodes"]
+    assert edge_list(graph) == sorted(map(tuple, content["edge_index"].T.tolist()))
+    np.testing.assert_array_equal(graph.features, content["node_feat"])
+    assert graph.labels.tolist() == labels[:, 0].tolist()
+    assert graph.num_classes == theirs.num_classes
+    masks = {"train": graph.train_mask, "valid": graph.val_mask, "test": graph.test_mask}
+    for part, nodes in theirs.get_idx_split().items():
+        assert np.flatnonzero(masks[part]).tolist() == sorted(nodes.tolist())
 
 
 def test_arxiv_stays_directed_at_first_and_second_load(tmp_path):
