@@ -66,8 +66,8 @@ class ReadingOptions:
 class _Dataset:
     dataset: str
     """ogbn-products, ogbn-arxiv, ogbn-papers100M, reddit, cora, citeseer, pubmed,
-    synthetic[:NODES[:DEGREE]], or a path: an .npz file, a DGL graph file, or a directory of
-    node and edge tables."""
+    synthetic[:NODES[:DEGREE]], synthetic-onehot[:NODES[:DEGREE]], or a path: an .npz file, a DGL
+    graph file, or a directory of node and edge tables."""
 
 
 @dataclass(frozen=True)
@@ -348,6 +348,10 @@ class LocalConfig(ReadingOptions, TrainingOptions):
     """Directory that `distsage partition` wrote."""
     ignore_edges: bool = False
     """Train without the graph: what the features alone give, for comparison."""
+    input_layer: Literal["auto", "gather", "multiply"] = "auto"
+    """Layer 1 averages feature rows and multiplies the means (gather; fills sparse rows in), or
+    multiplies each distinct row of a batch and averages the products (multiply); auto takes what is
+    less work, by counts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

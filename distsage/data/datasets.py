@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _OGB = {name.lower(): name for name in ("ogbn-products", "ogbn-arxiv", "ogbn-papers100M")}
 _BUILTIN = ("reddit", "cora", "citeseer", "pubmed")
+_SYNTHETIC = ("synthetic", "synthetic-onehot")
 # Older guides spell them so.
 _ALIASES = {"ogb-product": "ogbn-products", "ogb-products": "ogbn-products"}
 
@@ -54,9 +55,10 @@ def load_graph(
 
     Args:
         dataset: `ogbn-products`, `ogbn-arxiv`, `ogbn-papers100M`, `reddit`, `cora`, `citeseer`,
-            `pubmed`, `synthetic[:NODES[:DEGREE]]`; or the path of an `.npz` file, a DGL graph file
-            (`.dgl` or `.bin`) or a directory of tables. Letter case and `_` for `-` do not matter
-            in names; a path that is spelled like a name is written `./cora`.
+            `pubmed`, `synthetic[:NODES[:DEGREE]]`, `synthetic-onehot[:NODES[:DEGREE]]`; or the path
+            of an `.npz` file, a DGL graph file (`.dgl` or `.bin`) or a directory of tables. Letter
+            case and `_` for `-` do not matter in names; a path that is spelled like a name is
+            written `./cora`.
         undirected: add the reverse of every edge and drop duplicates. Without it, edges stay as
             they are given, duplicates and self-loops included.
         split: draw the masks over the labelled nodes, such as `0.6/0.2/0.2` for train, val and
@@ -127,16 +129,18 @@ def _canonical(dataset: str) -> str:
 
 
 def _is_name(name: str) -> bool:
-    return name in _OGB.values() or name in _BUILTIN or name.partition(":")[0] == "synthetic"
+    return name in _OGB.values() or name in _BUILTIN or name.partition(":")[0] in _SYNTHETIC
 
 
 def _read(dataset: str, dataset_root: Path | None, seed: int) -> RawGraph:
     """Choose the loader."""
     name = _canonical(dataset)
-    if name.partition(":")[0] == "synthetic":
-        from distsage.data.synthetic import make_synthetic
+    kind = name.partition(":")[0]
+    if kind in _SYNTHETIC:
+        from distsage.data.synthetic import make_synthetic, make_synthetic_onehot
 
-        return make_synthetic(*_parse_synthetic(dataset), seed=seed)
+        make = make_synthetic if kind == "synthetic" else make_synthetic_onehot
+        return make(*_parse_synthetic(dataset), seed=seed)
     if _is_name(name):
         root = dataset_root or Path(
             os.environ.get("DISTSAGE_DATASETS") or "~/.cache/distsage/datasets"
@@ -180,7 +184,7 @@ def _check_path(dataset: str, path: Path) -> None:
     if not dataset or not path.exists():
         if path.suffix or os.sep in dataset:
             raise UserError(f"there is no file or directory {path}")
-        known = [*_OGB.values(), *_BUILTIN, "synthetic"]
+        known = [*_OGB.values(), *_BUILTIN, *_SYNTHETIC]
         near = difflib.get_close_matches(_canonical(dataset), known, n=2, cutoff=0.5)
         raise UserError(
             f"unknown dataset {dataset!r}: it is neither a path nor one of {', '.join(known)}"

@@ -1,14 +1,18 @@
-"""A graph that is like ogbn-products and needs no download.
+"""Graphs that are like ogbn-products or like a social network, and need no download.
 
 Runs on the login host and in the local run.
 
 A degree-corrected stochastic block model (Karrer and Newman, Phys. Rev. E 83, 016107): degrees
 follow a power law, `1 - _FAR` of the edges stay inside a planted community. A community has a
 class, which most of its nodes share; a node's features are its class's direction under so much
-noise that they seldom tell the class by themselves, while the mean over the neighbours does.
+noise that they seldom tell the class by themselves, while the mean over the neighbours does. Or
+its features are a few categories, one-hot, which are its class's more often than others'.
 """
 
+from collections.abc import Callable
+
 import numpy as np
+import scipy.sparse
 
 from distsage.data.raw import RawGraph
 from distsage.data.validate import draw_masks
@@ -25,6 +29,14 @@ _STRAY = 0.08
 # Length of a class's direction, in standard deviations of the noise along one axis.
 _SIGNAL = 1.9
 _SHARES = (0.08, 0.04, 0.88)
+# One-hot attributes, as people on a social network state them: how many categories each has, and
+# the share of people who state it. 4,687 columns, 4.7 numbers in a row.
+_ATTRIBUTES = ((6, 1.0), (2, 0.93), (92, 0.9), (60, 0.6), (27, 0.87), (4500, 0.4))
+# Probability that a stated category is one of the node's class.
+_TELLING = 0.2
+# Category k of an attribute is as frequent as (k + 1) ** -_SKEW.
+_SKEW = 0.6
+_ONEHOT_SHARES = (0.6, 0.2, 0.2)
 _CHUNK = 1 << 22
 
 
@@ -52,6 +64,52 @@ def make_synthetic(
     Raises:
         UserError: too few nodes, or a degree that they do not allow.
     """
+    return _make(
+        "synthetic",
+        num_nodes,
+        average_degree,
+        num_classes,
+        seed,
+        _SHARES,
+        lambda rng, labels: _draw_features(rng, labels, num_features, num_classes),
+    )
+
+
+def make_synthetic_onehot(
+    num_nodes: int = 15_374,
+    average_degree: float = 99.0,
+    *,
+    num_classes: int = 16,
+    seed: int = 0,
+) -> RawGraph:
+    """Draw a graph whose features are one-hot categories, as CSR; for the rest `make_synthetic`.
+
+    Raises:
+        UserError: too few nodes, or a degree that they do not allow.
+    """
+    return _make(
+        "synthetic-onehot",
+        num_nodes,
+        average_degree,
+        num_classes,
+        seed,
+        _ONEHOT_SHARES,
+        lambda rng, labels: _draw_categories(rng, labels, num_classes),
+    )
+
+
+def _make(
+    origin: str,
+    num_nodes: int,
+    average_degree: float,
+    num_classes: int,
+    seed: int,
+    shares: tuple[float, float, float],
+    draw_features: Callable[
+        [np.random.Generator, np.ndarray], "np.ndarray | scipy.sparse.csr_matrix"
+    ],
+) -> RawGraph:
+    """The graph, with the features that are drawn for the labels `[N]` of its nodes."""
     if num_nodes < 100 or not 1 <= average_degree <= num_nodes / 10:
         raise UserError(
             f"a synthetic graph of {num_nodes} nodes with average degree {average_degree:g} cannot "
@@ -77,13 +135,13 @@ def make_synthetic(
     labels_by_id = np.empty(num_nodes, np.int64)
     labels_by_id[shuffled] = labels
     return RawGraph(
-        origin="synthetic",
+        origin=origin,
         num_nodes=num_nodes,
         src=src,
         dst=dst,
-        features=_draw_features(rng, labels_by_id, num_features, num_classes),
+        features=draw_features(rng, labels_by_id),
         labels=labels_by_id,
-        masks=draw_masks("synthetic", labels_by_id, _SHARES, seed),
+        masks=draw_masks(origin, labels_by_id, shares, seed),
         num_classes=num_classes,
         one_way=True,
     )
@@ -127,3 +185,25 @@ def _draw_features(
     for start in range(0, len(labels), rows):
         features[start : start + rows] += direction[labels[start : start + rows]]
     return features
+
+
+def _draw_categories(
+    rng: np.random.Generator, labels: np.ndarray, num_classes: int
+) -> scipy.sparse.csr_matrix:
+    """Ones, a column for each category of each attribute."""
+    columns = np.empty((len(labels), len(_ATTRIBUTES)), np.int32)
+    stated = np.empty(columns.shape, bool)
+    first = 0
+    for attribute, (categories, share) in enumerate(_ATTRIBUTES):
+        frequency = np.arange(1, categories + 1) ** -_SKEW
+        drawn = rng.choice(categories, len(labels), p=frequency / frequency.sum())
+        # Of the categories those whose number has the class for a remainder are the class's own.
+        own = (drawn // num_classes * num_classes + labels) % categories
+        telling = rng.random(len(labels)) < _TELLING
+        columns[:, attribute] = first + np.where(telling, own, drawn)
+        stated[:, attribute] = rng.random(len(labels)) < share
+        first += categories
+    indptr = np.zeros(len(labels) + 1, np.int64)
+    np.cumsum(stated.sum(axis=1), out=indptr[1:])
+    ones = np.ones(int(indptr[-1]), np.float32)
+    return scipy.sparse.csr_matrix((ones, columns[stated], indptr), (len(labels), first))

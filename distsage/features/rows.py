@@ -12,14 +12,18 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from distsage.features.matrix import Features, SparseRows
 from distsage.features.resident import ResidentRows, input_rows
 from distsage.features.slots import (
     FoundSlots,
     InputLayer,
+    MultipliedInput,
     SlotMap,
+    TableRows,
     gather_rows,
     gathered_input,
     local_input,
+    multiplied_input,
 )
 from distsage.sampling.batch import MiniBatch
 
@@ -30,7 +34,9 @@ PULL_ROWS = 65536
 class RowFinder(Protocol):
     """Makes layer 1 of batches. Keeps scratch space: not for use by two threads at once."""
 
-    def input_layer(self, sampled: MiniBatch) -> tuple[InputLayer, dict[str, int]]:
+    def input_layer(
+        self, sampled: MiniBatch
+    ) -> tuple[InputLayer | MultipliedInput, dict[str, int]]:
         """Layer 1 of a batch, and counts of where its rows came from. Blocks on other hosts."""
         ...
 
@@ -40,19 +46,36 @@ class LocalRows:
     """All rows on this machine.
 
     Attributes:
-        table: `[N, F]`.
+        rows: `[N, F]`.
         resident: what is on the GPU.
+        multiplies: layer 1 multiplies before it averages; of sparse rows it always does.
+        in_place: it reads dense rows where they are, by kernels.
     """
 
-    table: Tensor
+    rows: Features
     resident: ResidentRows | None = None
+    multiplies: bool = False
+    in_place: bool = True
 
-    def input_layer(self, sampled: MiniBatch) -> tuple[InputLayer, dict[str, int]]:
+    @property
+    def numbers_inputs(self) -> bool:
+        """Whether the inputs of batches have to be numbered."""
+        return self.multiplies or not self.in_place
+
+    def input_layer(
+        self, sampled: MiniBatch
+    ) -> tuple[InputLayer | MultipliedInput, dict[str, int]]:
         """See `RowFinder`; may be used by several threads."""
+        if isinstance(self.rows, SparseRows):
+            assert sampled.input_gid is not None
+            return multiplied_input(sampled, self.rows.take(sampled.input_gid)), {}
         if sampled.input_gid is None:
-            return local_input(sampled, self.table), {}
-        rows = input_rows((self.table,), sampled.input_gid, self.resident)
-        return gathered_input(sampled, rows), {}
+            return local_input(sampled, self.rows), {}
+        if self.in_place:
+            return multiplied_input(sampled, TableRows((self.rows,), sampled.input_gid)), {}
+        rows = input_rows((self.rows,), sampled.input_gid, self.resident)
+        make = multiplied_input if self.multiplies else gathered_input
+        return make(sampled, rows), {}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distsage.features.matrix import SparseRows
 from distsage.kernels import level
 from distsage.kernels.gather import Tables, gather
 from distsage.kernels.level import Level
@@ -76,6 +77,55 @@ class InputLayer:
     indptr: Any
     slots: Any
     dst_slots: Any
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Rows of feature tables, where they are. For kernels.
+
+    Attributes:
+        tables: as of an `InputLayer`.
+        slots: int32 or int64 `[n]`, which rows.
+    """
+
+    tables: tuple[Tensor, ...]
+    slots: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, F)."""
+        return len(self.slots), self.tables[0].shape[1]
+
+
+@dataclass(frozen=True)
+class MultipliedInput:
+    """What layer 1 of the model aggregates where it multiplies rows before it averages them.
+
+    On a CPU the edges are numpy arrays, on a GPU tensors.
+
+    Attributes:
+        rows: the distinct rows of the batch, `[num_src, F]`, those of the destinations first. For
+            torch's operations dense rows are gathered, or what they are assembled from.
+        indptr: int64 `[n1 + 1]`, edges of each destination.
+        indices: int32 `[nnz]`, the row of each edge's source.
+    """
+
+    rows: SparseRows | TableRows | Tensor | PartlyResident
+    indptr: Any
+    indices: Any
+
+    @property
+    def num_dst(self) -> int:
+        """n1."""
+        return len(self.indptr) - 1
+
+
+def multiplied_input(
+    batch: MiniBatch, rows: SparseRows | TableRows | Tensor | PartlyResident
+) -> MultipliedInput:
+    """Layer 1 of a batch with numbered inputs; rows are those of `batch.input_gid`."""
+    assert batch.input_gid is not None
+    return MultipliedInput(rows, batch.input_edges.indptr, batch.input_edges.indices)
 
 
 def local_input(batch: MiniBatch, table: Tensor) -> InputLayer:

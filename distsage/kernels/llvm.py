@@ -191,13 +191,15 @@ def splat(builder: Any, scalar: Any) -> Any:
 
 
 def to_float32(builder: Any, value: Any, kind: Any) -> Any:
-    """Sixteen elements of an array's type as float32."""
+    """One element of an array's type, or sixteen, as float32."""
+    many = isinstance(value.type, ir.VectorType)
     if isinstance(kind, ir.HalfType):
         assert chosen() > Level.TORCH, "half precision needs a processor that converts it"
-        return builder.fpext(value, F32X16)
+        return builder.fpext(value, F32X16 if many else F32)
     if isinstance(kind, ir.IntType):
-        wide = builder.zext(value, I32X16)
-        return builder.bitcast(builder.shl(wide, splat(builder, I32(16))), F32X16)
+        half = splat(builder, I32(16)) if many else I32(16)
+        upper = builder.shl(builder.zext(value, I32X16 if many else I32), half)
+        return builder.bitcast(upper, F32X16 if many else F32)
     return value
 
 

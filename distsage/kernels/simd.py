@@ -196,6 +196,19 @@ def store16(typingctx: Any, array: Any, row: Any, column: Any, value: Any) -> tu
 
 
 @intrinsic
+def item(typingctx: Any, array: Any, index: Any) -> tuple[Any, Callable]:
+    """One element of a 1-D array as float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = llvm.STORED[signature.args[0].dtype]
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), kind.as_pointer())
+        return llvm.to_float32(builder, builder.load(pointer), kind)
+
+    return types.float32(array, types.intp), codegen
+
+
+@intrinsic
 def load16_exactly(typingctx: Any, array: Any, row: Any, column: Any) -> tuple[Any, Callable]:
     """Read 16 elements of a row from this very column on; zeros beyond the row."""
 

@@ -1,4 +1,7 @@
-"""The loop that finds the slots of a batch's rows. Runs on trainer ranks."""
+"""The loops that find a batch's rows: their slots, and the numbers of sparse ones.
+
+Runs on trainer ranks and in the local run.
+"""
 
 import numpy as np
 
@@ -64,3 +67,32 @@ def split_slots(
             if s >= num_kept:
                 out[e] = num_kept + place[s - num_kept]
     return num_missed, num_own, num_seen - num_own
+
+
+@compiled
+def take_rows(
+    indptr: np.ndarray,
+    columns: np.ndarray,
+    values: np.ndarray,
+    slots: np.ndarray,
+    out_indptr: np.ndarray,
+    out_columns: np.ndarray,
+    out_values: np.ndarray,
+) -> None:
+    """Copy the numbers of sparse rows, one row after the other; waits for memory.
+
+    Args:
+        indptr: int64 `[n + 1]`; row i has the numbers [indptr[i], indptr[i + 1]).
+        columns: int32 `[nnz]`.
+        values: `[nnz]`, or `[0]`: there are none.
+        slots: integer `[m]`, which rows.
+        out_indptr: int64 `[m + 1]`, of the copied rows.
+        out_columns, out_values: to fill, likewise.
+    """
+    for i in range(len(slots)):
+        first = indptr[slots[i]]
+        begin = out_indptr[i]
+        for k in range(out_indptr[i + 1] - begin):
+            out_columns[begin + k] = columns[first + k]
+            if len(values) > 0:
+                out_values[begin + k] = values[first + k]

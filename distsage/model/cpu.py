@@ -33,7 +33,7 @@ from distsage.kernels.simd import LANES
 from distsage.model.workspace import Workspace
 from distsage.sampling.batch import Block
 
-_SEGMENTS = 8
+SEGMENTS = 8
 """Into how many sums of rows the gradient of a weight is divided, for any number of threads."""
 
 _TASKS_PER_THREAD = 4
@@ -127,9 +127,7 @@ class _HiddenLayer(torch.autograd.Function):
         weight = weight.to(x.dtype)
         dropout = Dropout(round(p * 2**32), 1.0 / (1.0 - p), key)
         h, marks = _activate(x, inputs, weight, bias, dropout, workspace)
-        out = h.new_empty(block.num_dst, 2 * h.shape[1])
-        dst = np.arange(block.num_dst, dtype=np.int32)
-        _gather(out, Edges(block.indptr, block.indices, dst), three_tables((h,)))
+        out = aggregate(h, block)
         ctx.save_for_backward(x, weight, marks)
         ctx.block, ctx.scale = block, dropout.scale
         return out
@@ -138,9 +136,17 @@ class _HiddenLayer(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, marks = ctx.saved_tensors
         needs_z = ctx.needs_input_grad[0]
-        grad_weight, grad_bias, grad_z = _gradients(x, marks, grad, ctx.block, ctx.scale, needs_z)
+        grad_weight, grad_bias, grad_z = gradients(x, marks, grad, ctx.block, ctx.scale, needs_z)
         grad_x = _product(grad_z, weight.t()) if needs_z else None
         return grad_x, None, grad_weight, grad_bias, None, None, None, None
+
+
+def aggregate(h: Tensor, block: Block) -> Tensor:
+    """`[h_v | mean of h_u]`, `[num_dst, 2H]` as h is, on all threads."""
+    out = h.new_empty(block.num_dst, 2 * h.shape[1])
+    dst = np.arange(block.num_dst, dtype=np.int32)
+    _gather(out, Edges(block.indptr, block.indices, dst), three_tables((h,)))
+    return out
 
 
 def _activate(
@@ -188,12 +194,12 @@ def _panels(weight: Tensor) -> Tensor:
     return torch.stack([weight[i : i + TILE_COLUMNS].t() for i in begins])
 
 
-def _gradients(
+def gradients(
     x: Tensor, marks: Tensor, grad: Tensor, block: Block, scale: float, needs_z: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of weight and bias, and that before ReLU `[num_src, H]` if it is needed."""
     width, hidden = x.shape[1], grad.shape[1] // 2
-    segments = max(1, min(_SEGMENTS, len(x) // (4 * ROWS)))
+    segments = max(1, min(SEGMENTS, len(x) // (4 * ROWS)))
     whole_vectors = math.ceil(width / LANES) * LANES
     grad_weight = torch.zeros(segments, hidden, whole_vectors)
     grad_bias = torch.zeros(segments, hidden)
@@ -210,24 +216,31 @@ def _gradients(
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x weight' + bias` as x is, `[n, out]`, on all threads; without gradient.
-
-    By oneDNN, which is faster here than the BLAS of `mm`.
-    """
+    """`x weight' + bias` as x is, `[n, out]`, on all threads; without gradient."""
     x, weight = x.detach(), weight.detach()  # autograd's switch counts for this thread only
-    dtype = x.dtype if x.dtype == torch.float32 or _multiplies_bfloat16() else torch.float32
-    weight = weight.to(dtype)
-    bias = None if bias is None else bias.detach().to(dtype)
+    bias = None if bias is None else bias.detach()
     out = x.new_empty(len(x), len(weight))
     if x.shape[1] == 0:  # a batch without seeds; oneDNN refuses it
         return out.zero_()
 
     def rows(begin: int, end: int) -> None:
-        piece = x[begin:end].to(dtype)
-        out[begin:end] = torch.ops.mkldnn._linear_pointwise(piece, weight, bias, "none", [], "")
+        out[begin:end] = product_in_this_thread(x[begin:end], weight, bias)
 
     threads.share_rows(rows, len(x), _product_rows(len(x)))
     return out
+
+
+def product_in_this_thread(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x weight' + bias`, `[n, out]` of any precision, without gradient.
+
+    By oneDNN, which is faster here than the BLAS of `mm`.
+    """
+    dtype = x.dtype if x.dtype == torch.float32 or _multiplies_bfloat16() else torch.float32
+    bias = None if bias is None else bias.to(dtype)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(
+        x.to(dtype), weight.to(dtype), bias, "none", [], ""
+    )
+    return product
 
 
 def _product_rows(count: int) -> int:

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distsage.features.slots import InputLayer
+from distsage.features.slots import InputLayer, MultipliedInput
 from distsage.kernels.rng import draw
-from distsage.model.layers import hidden_layer, input_self_and_mean, linear
+from distsage.model.layers import hidden_layer, input_self_and_mean, input_sums, linear
 from distsage.model.workspace import Workspace
 from distsage.sampling.batch import Block
 
@@ -99,7 +99,18 @@ class GraphSAGE(nn.Module):
             "dropout": self.dropout,
         }
 
-    def forward(self, inputs: InputLayer, blocks: Sequence[Block], key: np.uint64) -> Tensor:
+    def lay_out_for_sparse_rows(self) -> None:
+        """Have layer 1's weight lie in memory by input column, since sparse rows add these up.
+
+        The parameter is the same, and so are its gradient and the optimiser's state, which have to
+        lie likewise. Comes before these are made.
+        """
+        weight = self.layers[0].weight
+        weight.data = weight.data.t().contiguous().t()
+
+    def forward(
+        self, inputs: InputLayer | MultipliedInput, blocks: Sequence[Block], key: np.uint64
+    ) -> Tensor:
         """Logits `[B, C]` of a batch's seeds; no seeds give `[0, C]` and zero gradients.
 
         Batches share their memory: the backward pass of one comes before the next one is computed.
@@ -110,7 +121,7 @@ class GraphSAGE(nn.Module):
             key: the batch's dropout stream, unused in evaluation mode.
         """
         p = self.dropout if self.training else 0.0
-        x: InputLayer | Tensor = inputs
+        x: InputLayer | MultipliedInput | Tensor = inputs
         for i, (layer, block) in enumerate(zip(self.layers[:-1], blocks, strict=True)):
             x = hidden_layer(
                 x,
@@ -122,6 +133,10 @@ class GraphSAGE(nn.Module):
                 self._workspace,
                 self.precision,
             )
+        if isinstance(x, MultipliedInput):
+            layer = self.layers[-1]
+            sums = input_sums(x, layer.weight, self._workspace, self.precision)
+            return sums.float() + layer.bias
         if isinstance(x, InputLayer):
             x = input_self_and_mean(x, self._workspace, self.precision)
         return self.layers[-1](x).float()

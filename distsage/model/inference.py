@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from distsage.data.graph import Topology
+from distsage.features.matrix import Features, SparseRows
 from distsage.features.slots import gather_rows
 from distsage.kernels import threads
 from distsage.kernels.picking import number_nodes
-from distsage.model import cpu, tensor_ops
+from distsage.model import cpu, cpu_input, tensor_ops
 from distsage.model.backend import by_kernels
 from distsage.model.graphsage import GraphSAGE
 
@@ -29,12 +30,12 @@ _TORCH_PIECE_BYTES = 256 * 2**20
 """The same on a CPU at level `torch`."""
 
 
-def exchanged_rows(model: GraphSAGE, layer: int, h: Tensor) -> Tensor:
+def exchanged_rows(model: GraphSAGE, layer: int, h: Features) -> Tensor:
     """What a layer takes the mean of, row by row: `W_neigh h` where that is narrower, otherwise h.
 
-    The mean is linear, so that hidden rows may be multiplied before they are sent and added up:
-    the last layer of 256 hidden columns and 47 classes then moves a fifth of the bytes. Features
-    (layer 0) are left as they are, because nobody has to compute them.
+    The mean is linear, so that rows may be multiplied before they are sent and added up: the last
+    layer of 256 hidden columns and 47 classes then moves a fifth of the bytes. Sparse rows always
+    are.
 
     Args:
         model: on the device that computes.
@@ -44,27 +45,39 @@ def exchanged_rows(model: GraphSAGE, layer: int, h: Tensor) -> Tensor:
     Returns:
         `[n, in_width]`, or float32 `[n, out_width]`, on the CPU.
     """
-    if not _multiplies_first(model, layer):
+    if not _multiplies_first(model, layer, h):
+        assert isinstance(h, Tensor)
         return h
-    weight = model.layers[layer].weight.detach()[:, model.layers[layer].in_width :].t()
+    weight = model.layers[layer].weight.detach()[:, model.layers[layer].in_width :].t().contiguous()
     out = torch.empty(len(h), weight.shape[1])
 
     def rows(begin: int, end: int) -> None:
-        out[begin:end] = h[begin:end].to(weight.device) @ weight
+        out[begin:end] = _product(h, begin, end, weight)
 
+    row_bytes = 4 * max(weight.shape[1] if isinstance(h, SparseRows) else len(weight), 1)
     if by_kernels(weight.device):
-        threads.share_rows(rows, len(h), max(1, _PIECE_BYTES // (4 * len(weight))))
+        threads.share_rows(rows, len(h), max(1, _PIECE_BYTES // row_bytes))
     else:
-        step = max(1, _piece_bytes(weight.device) // (4 * len(weight)))
+        step = max(1, _piece_bytes(weight.device) // row_bytes)
         for begin in range(0, len(h), step):
             rows(begin, min(begin + step, len(h)))
     return out
 
 
+def _product(rows: Features, begin: int, end: int, weight: Tensor) -> Tensor:
+    """Rows [begin, end) times a contiguous weight `[F, out]`: float32 on its device, here."""
+    if isinstance(rows, Tensor):
+        return rows[begin:end].to(weight.device).float() @ weight
+    some = rows.between(begin, end)
+    if by_kernels(weight.device):
+        return cpu_input.sparse_product(some, weight)
+    return tensor_ops.sparse_products(some.to(weight.device), weight)
+
+
 def layer_rows(
     model: GraphSAGE,
     layer: int,
-    own: Tensor,
+    own: Features,
     tables: tuple[Tensor, ...],
     indptr: np.ndarray,
     slots: np.ndarray,
@@ -91,12 +104,12 @@ def layer_rows(
     """
     width = model.layers[layer].in_width
     weight, bias = model.layers[layer].weight.detach(), model.layers[layer].bias.detach()
-    weight_self, weight_neighbours = weight[:, :width].t(), weight[:, width:].t()
+    weight_self, weight_neighbours = weight[:, :width].t().contiguous(), weight[:, width:].t()
     out = torch.empty(len(own), len(weight))
 
     def compute(begin: int, end: int, mean: Tensor) -> None:
-        h = torch.addmm(bias, own[begin:end].to(weight.device).float(), weight_self)
-        if _multiplies_first(model, layer):
+        h = _product(own, begin, end, weight_self).add_(bias)
+        if _multiplies_first(model, layer, own):
             h += mean
         else:
             h.addmm_(mean, weight_neighbours)
@@ -109,15 +122,16 @@ def layer_rows(
         first, last = indptr[begin] - indptr[0], indptr[end] - indptr[0]
         return indptr[begin : end + 1] - indptr[begin], slots[first:last]
 
+    row_width = max(tables[0].shape[1], 0 if isinstance(own, SparseRows) else width)
     if by_kernels(weight.device):
         threads.share_rows(
             lambda begin, end: compute(begin, end, cpu.neighbour_mean(tables, *edges(begin, end))),
             len(own),
-            max(1, _PIECE_BYTES // (8 * width)),
+            max(1, _PIECE_BYTES // (8 * row_width)),
         )
         return out
     mean_of = _MeanByTensorOps(tables, weight.device)
-    row_bytes = 4 * max(width, tables[0].shape[1])
+    row_bytes = 4 * row_width
     for begin, end in _pieces(indptr, _piece_bytes(weight.device) // row_bytes):
         compute(begin, end, mean_of(*edges(begin, end)))
     return out
@@ -161,7 +175,7 @@ def _piece_bytes(device: torch.device) -> int:
 
 
 def infer(
-    model: GraphSAGE, topology: Topology, features: Tensor, num_layers: int | None = None
+    model: GraphSAGE, topology: Topology, features: Features, num_layers: int | None = None
 ) -> Tensor:
     """Logits of every node from whole neighbourhoods, in one process.
 
@@ -175,13 +189,14 @@ def infer(
     Returns:
         float32 `[N, C]`, or the width of the layer that was stopped after, on the CPU.
     """
-    h = features
+    h: Features = features
     for layer in range(len(model.layers) if num_layers is None else num_layers):
         tables = (exchanged_rows(model, layer, h),)
         h = layer_rows(model, layer, h, tables, topology.indptr, topology.indices)
+    assert isinstance(h, Tensor)
     return h
 
 
-def _multiplies_first(model: GraphSAGE, layer: int) -> bool:
+def _multiplies_first(model: GraphSAGE, layer: int, rows: Features) -> bool:
     out_width, both_widths = model.layers[layer].weight.shape
-    return layer > 0 and 2 * out_width < both_widths
+    return isinstance(rows, SparseRows) or 2 * out_width < both_widths

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distsage.features.slots import InputLayer
-from distsage.model import cpu, tensor_ops
+from distsage.features.slots import InputLayer, MultipliedInput
+from distsage.model import cpu, cpu_input, tensor_ops
 from distsage.model.backend import by_kernels
 from distsage.model.workspace import Workspace
 from distsage.sampling.batch import Block
@@ -27,6 +27,21 @@ def input_self_and_mean(
     return tensor_ops.input_self_and_mean(inputs, dtype)
 
 
+def input_sums(
+    inputs: MultipliedInput,
+    weight: Tensor,
+    workspace: Workspace,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Layer 1's `x_v W_self' + mean of x_u W_neigh'`, `[n1, H]` of the given dtype.
+
+    Each distinct row is multiplied once. By kernels it is the block `hidden` of the workspace.
+    """
+    if by_kernels(weight.device):
+        return cpu_input.input_sums(inputs, weight, workspace, dtype)
+    return tensor_ops.input_sums(inputs, weight, dtype)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`x weight' + bias` in the precision of x, `[n, out]`; gradients of parameters are float32."""
     implementation = cpu if by_kernels(x.device) else tensor_ops
@@ -34,7 +49,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def hidden_layer(
-    x: Tensor | InputLayer,
+    x: Tensor | InputLayer | MultipliedInput,
     weight: Tensor,
     bias: Tensor,
     block: Block,
@@ -48,7 +63,8 @@ def hidden_layer(
     h = dropout(ReLU(x weight' + bias)).
 
     Args:
-        x: `[num_src, 2 * in]`; in layer 1, what `input_self_and_mean` makes it from.
+        x: `[num_src, 2 * in]`; in layer 1, what `input_self_and_mean` makes it from, or what
+            `input_sums` multiplies.
         weight: float32 `[H, 2 * in]`.
         bias: float32 `[H]`.
         block: the edges of the next layer.
@@ -63,6 +79,11 @@ def hidden_layer(
     Returns:
         `[num_dst, 2H]` of the given dtype.
     """
+    if isinstance(x, MultipliedInput):
+        z = input_sums(x, weight, workspace, dtype)
+        if by_kernels(weight.device):
+            return cpu_input.activated(z, bias, block, p, key)
+        return tensor_ops.activated(z + bias.to(dtype), block, p, key)
     if by_kernels(weight.device):
         return cpu.hidden_layer(x, weight, bias, block, p, key, workspace, dtype)
     if isinstance(x, InputLayer):

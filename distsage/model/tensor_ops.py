@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distsage.features.slots import InputLayer, PartlyResident
+from distsage.features.matrix import SparseRows
+from distsage.features.slots import InputLayer, MultipliedInput, PartlyResident, TableRows
 from distsage.sampling.batch import Block
 
 
@@ -21,6 +22,41 @@ def input_self_and_mean(inputs: InputLayer, dtype: torch.dtype) -> Tensor:
     return torch.cat((rows[torch.as_tensor(inputs.dst_slots)].float(), mean), 1).to(dtype)
 
 
+def input_sums(inputs: MultipliedInput, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x_v W_self' + mean of x_u W_neigh'`, `[n1, H]`: each distinct row is multiplied once."""
+    rows = inputs.rows
+    assert not isinstance(rows, TableRows), "torch's operations take rows that are gathered"
+    if isinstance(rows, PartlyResident):
+        rows = rows.assembled()
+    of_self, of_mean = weight.to(dtype).chunk(2, dim=1)
+    own = _products(rows, of_self, inputs.num_dst)
+    products = _products(rows, of_mean, rows.shape[0])
+    mean = segment_mean(products.float(), inputs.indptr, inputs.indices)
+    return (own.float() + mean).to(dtype)
+
+
+def _products(rows: Tensor | SparseRows, weight: Tensor, count: int) -> Tensor:
+    """`rows weight'` of the first rows, `[count, H]` in the type of the weight."""
+    if isinstance(rows, Tensor):
+        return nn.functional.linear(rows[:count].to(weight.dtype), weight)
+    return sparse_products(rows.between(0, count), weight.t())
+
+
+def sparse_products(rows: SparseRows, weight: Tensor) -> Tensor:
+    """`rows weight`, `[n, H]` in the type of the weight `[F, H]`; sums are float32."""
+    begin, end = int(rows.indptr[0]), int(rows.indptr[-1])
+    values = None if rows.values is None else rows.values[begin:end].float()
+    sums = nn.functional.embedding_bag(
+        rows.columns[begin:end].long(),
+        weight.float(),
+        rows.indptr - begin,
+        mode="sum",
+        per_sample_weights=values,
+        include_last_offset=True,
+    )
+    return sums.to(weight.dtype)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`x weight' + bias` in the precision of x, `[n, out]`."""
     return nn.functional.linear(x, weight.to(x.dtype), bias.to(x.dtype))
@@ -29,14 +65,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def hidden_layer(
     x: Tensor, weight: Tensor, bias: Tensor, block: Block, p: float, key: np.uint64
 ) -> Tensor:
-    """`[h_v | mean of h_u]` with h = dropout(ReLU(x weight' + bias)), `[num_dst, 2H]` as x is.
+    """`[h_v | mean of h_u]` with h = dropout(ReLU(x weight' + bias)), `[num_dst, 2H]` as x is."""
+    return activated(linear(x, weight, bias), block, p, key)
+
+
+def activated(z: Tensor, block: Block, p: float, key: np.uint64) -> Tensor:
+    """`[h_v | mean of h_u]` with h = dropout(ReLU(z)), `[num_dst, 2H]` as z is.
 
     The mean and its gradient are sums in float32, since a source may have thousands of
     destinations.
     """
-    h = dropout(linear(x, weight, bias).relu().float(), p, key)
+    h = dropout(z.relu().float(), p, key)
     mean = segment_mean(h, block.indptr, block.indices)
-    return torch.cat((h[: block.num_dst], mean), 1).to(x.dtype)
+    return torch.cat((h[: block.num_dst], mean), 1).to(z.dtype)
 
 
 def dropout(h: Tensor, p: float, key: np.uint64) -> Tensor:

@@ -18,12 +18,13 @@ from torch import Tensor
 from distsage.config import PredictConfig, ReadingOptions
 from distsage.data.graph import Graph
 from distsage.errors import UserError
+from distsage.features.matrix import feature_rows
 from distsage.files import atomic_file
 from distsage.model.backend import set_threads
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
 from distsage.partition.verify import load_parts
-from distsage.train.local import dense_features, without_edges
+from distsage.train.local import without_edges
 from distsage.train.run_directory import RunDirectory
 
 # Rows that are turned into a table at a time.
@@ -66,7 +67,7 @@ def predict(config: PredictConfig) -> None:
     if description["config"].get("ignore_edges"):
         topology = without_edges(topology)
     last = model.shape["num_layers"] - (config.what == "embeddings")
-    values = infer(model, topology, dense_features(graph), num_layers=last)
+    values = infer(model, topology, feature_rows(graph.features), num_layers=last)
     if config.what == "probabilities":
         values = _probabilities(values, multilabel=description["task"] == "multilabel")
     ids = np.arange(graph.num_nodes) if graph.original_ids is None else graph.original_ids

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distsage.features.rows import RowFinder
-from distsage.features.slots import InputLayer
+from distsage.features.slots import InputLayer, MultipliedInput
 from distsage.sampling.batch import Block, MiniBatch
 from distsage.sampling.seeds import Step
 
@@ -39,7 +39,7 @@ class Batch:
         counters: what its preparation cost, by name; added up over an epoch.
     """
 
-    inputs: InputLayer
+    inputs: InputLayer | MultipliedInput
     blocks: tuple[Block, ...]
     key: np.uint64
     labels: Tensor

@@ -20,7 +20,7 @@ from distsage.train.tensor_file import DamagedError, read_tensors, write_tensors
 # Options that decide which nodes and edges a batch has. A run with others begins the epoch anew.
 _OF_BATCHES = ("batch_size", "fan_out", "sampler", "replace", "seed")
 # Options that decide what is computed of a batch.
-_OF_NUMBERS = ("lr", "weight_decay", "dropout", "precision", "feat_dtype")
+_OF_NUMBERS = ("lr", "weight_decay", "dropout", "precision", "feat_dtype", "input_layer")
 
 
 @dataclass(frozen=True)
@@ -275,8 +275,15 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
         }
         if states:
             optimizer.state[parameter] = {
-                state: value.to(parameter.device, copy=True) for state, value in states.items()
+                state: _laid_out_as(parameter, value) for state, value in states.items()
             }
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy that lies in memory as the parameter does, on its device; Adam takes both in order."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -97,7 +97,8 @@ class HaloInference:
         remote = torch.cat(self._pull(pull)) if len(self._feature_halo) else own_features[:0]
         first = self._low - self._part[0]
         own = own_features[first : first + self._high - self._low]
-        h = self._layer(model, 0, own, (own_features, remote), self._feature_slots)
+        tables = exchanged_rows(model, 0, own_features), exchanged_rows(model, 0, remote)
+        h = self._layer(model, 0, own, tables, self._feature_slots)
         for layer in range(1, len(model.layers)):
             rows = exchanged_rows(model, layer, h)
             asked = rows[self._send_rows]

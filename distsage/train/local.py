@@ -13,20 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distsage.config import LocalConfig, job_name
 from distsage.data.graph import Graph, Topology
-from distsage.data.precision import cast_features
-from distsage.errors import UserError
+from distsage.features.choice import InputChoice, choose_input_layer
+from distsage.features.matrix import dense_table, sparse_rows
 from distsage.features.resident import keep_on_gpu
 from distsage.features.rows import LocalRows
 from distsage.files import own_directory
 from distsage.kernels import level
 from distsage.launch.preflight import versions
 from distsage.launch.watch import failure_note
-from distsage.limits import free_memory, human_bytes
 from distsage.model.backend import by_kernels, choose_device, description, set_threads
 from distsage.model.inference import infer
 from distsage.partition.verify import load_parts
@@ -135,7 +133,6 @@ def _train(
     print(f"run directory {run.path}", flush=True)
     print(description(device), flush=True)
     topology = without_edges(graph.topology) if config.ignore_edges else graph.topology
-    features = cast_features(dense_features(graph), config.feat_dtype)
     labels = Labels(0, torch.from_numpy(graph.labels))
     masks = {
         "train": torch.from_numpy(graph.train_mask),
@@ -146,9 +143,13 @@ def _train(
     train_nodes = np.flatnonzero(graph.train_mask).astype(np.int64)
     plan = SeedPlan(train_nodes, [len(train_nodes)], config.batch_size, config.seed, 0)
     steps = _EpochSteps(plan)
-    rows = LocalRows(features, keep_on_gpu(features, features[:0], device))
+    choice = _choose_input_layer(config, graph, topology, plan, len(model.layers[0].weight))
+    print(choice.why, flush=True)
+    rows = _feature_rows(graph, config.feat_dtype, choice, device)
+    if choice.way == "sparse":
+        model.lay_out_for_sparse_rows()
     loader = DataLoader(
-        SampledBatches(topology, config, number_inputs=not by_kernels(device)),
+        SampledBatches(topology, config, rows.numbers_inputs),
         batch_size=None,
         sampler=steps,
         num_workers=config.num_workers,
@@ -169,7 +170,7 @@ def _train(
         return prepare_ahead(loader, prepare, gatherer, 1)
 
     def compute_scores() -> Scores:
-        return score_masks(infer(model, topology, features), labels.values, masks, Collectives())
+        return score_masks(infer(model, topology, rows.rows), labels.values, masks, Collectives())
 
     trainer = Trainer(
         config, model, Collectives(), saver, origin, plan.num_steps, stop_wanted=stop_wanted
@@ -187,6 +188,7 @@ def _train(
     summary = {
         **scores,
         "kernels": str(level.chosen()),
+        "input_layer": choice.way,
         "device": device.type,
         "hosts": 1,
         "trainers": 1,
@@ -194,6 +196,31 @@ def _train(
     }
     run.finish(summary)
     return summary
+
+
+def _choose_input_layer(
+    config: LocalConfig, graph: Graph, topology: Topology, plan: SeedPlan, out_width: int
+) -> InputChoice:
+    """By the counts of the first batch."""
+    sampler = Sampler(
+        topology, config.fan_outs, method=config.sampling_method, number_inputs=True, in_line=True
+    )
+    step = next(plan.steps(0))
+    batch = sampler.sample(step.seed_gid, step.sample_key, step.dropout_key)
+    return choose_input_layer(config.input_layer, graph.features, out_width, batch)
+
+
+def _feature_rows(graph: Graph, dtype: str, choice: InputChoice, device: torch.device) -> LocalRows:
+    if choice.way == "sparse":
+        assert not isinstance(graph.features, np.ndarray)
+        return LocalRows(sparse_rows(graph.features, dtype), multiplies=True)
+    table = dense_table(graph.features, dtype)
+    return LocalRows(
+        table,
+        keep_on_gpu(table, table[:0], device),
+        multiplies=choice.way == "multiply",
+        in_place=by_kernels(device),
+    )
 
 
 def _origin_of(config: LocalConfig, device: torch.device, graph: Graph) -> Origin:
@@ -251,23 +278,6 @@ def load(config: LocalConfig) -> tuple[Graph, int]:
 
     assert config.dataset is not None
     return load_graph(config.dataset, **config.reading, seed=config.seed), 0
-
-
-def dense_features(graph: Graph) -> Tensor:
-    """Features as a float32 tensor `[N, F]`; sparse ones are filled in.
-
-    Raises:
-        UserError: filled in, they take more memory than is left.
-    """
-    if isinstance(graph.features, np.ndarray):
-        return torch.from_numpy(graph.features)
-    need, free = 4 * graph.num_nodes * graph.num_features, free_memory()
-    if need > free:
-        raise UserError(
-            f"the features of {graph.name} take {human_bytes(need)} where they are filled in, but "
-            f"{human_bytes(free)} of memory are left; use a machine with more, or fewer columns"
-        )
-    return torch.from_numpy(graph.features.toarray())
 
 
 def without_edges(topology: Topology) -> Topology:

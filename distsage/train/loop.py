@@ -93,7 +93,10 @@ class _Gradients:
         self._all = parameters[0].new_zeros(sum(sizes) + len(_Wishes._fields))
         *gradients, self._wishes = self._all.split([*sizes, len(_Wishes._fields)])
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient.view_as(parameter)
+            # Every gradient lies in memory as its parameter does: Adam takes them in that order.
+            parameter.grad = gradient.as_strided(
+                parameter.shape, parameter.stride(), gradient.storage_offset()
+            )
         self._trainers = trainers
         self._mark = mark
 
