@@ -16,11 +16,11 @@ from distsage.sampling.batch import MiniBatch
 Way = Literal["gather", "multiply", "sparse"]
 """Dense rows are averaged first; dense rows are multiplied first; sparse ones are."""
 
-# A step back multiplies what ReLU and dropout have left of the gradient, about half on average.
-_PRODUCTS = 1.5
-# One float32 that is read from memory, or from the cache that holds products, in multiply-adds.
-_READ = 24.0
-_CACHED = 8.0
+# In multiply-adds of the forward product, as a core with AVX-512 does them: those of the gradient of
+# a weight, which leave out what ReLU and dropout have set to zero, or do not;
+_BACKWARD_OF_MEANS, _BACKWARD_OF_ROWS = 0.6, 1.1
+# a float32 that is read from memory, and one from the cache that holds the weight or products.
+_READ, _CACHED = 20.0, 20.0
 
 
 class InputChoice(NamedTuple):
@@ -59,8 +59,9 @@ def choose_input_layer(
     )
     averaging = 2 * picks * out_width * _CACHED  # of products, and the same way back
     work: dict[Way, float] = {
-        "gather": 2 * num_dst * width * out_width * _PRODUCTS + picks * width * _READ,
-        "multiply": (num_src + num_dst) * width * out_width * _PRODUCTS
+        "gather": 2 * num_dst * width * out_width * (1 + _BACKWARD_OF_MEANS)
+        + picks * width * _READ,
+        "multiply": (num_src + num_dst) * width * out_width * (1 + _BACKWARD_OF_ROWS)
         + num_src * width * _READ
         + averaging,
     }

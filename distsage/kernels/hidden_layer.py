@@ -337,13 +337,11 @@ def _backward_piece(
     scale32 = np.float32(scale)
     z = np.empty((ROWS, width + LANES), np.float32)[:, :width]
     sums = np.empty((1, width), np.float32)
-    addresses = np.empty(ROWS, np.int64)
-    panel = new_panel()
+    panel = _aligned(ROWS * _ACCUMULATORS * LANES)
     for first_row in range(begin, end, ROWS):
         rows = min(ROWS, end - first_row)
         for r in range(rows):
             s = first_row + r
-            addresses[r] = row(x, s)
             if s + ROWS < end:
                 prefetch_row(x, row(x, s + ROWS))
             first = begin_of[s]
@@ -383,43 +381,27 @@ def _backward_piece(
         column_sums(sums, z, rows)
         for j in range(width):
             grad_bias[j] += sums[0, j]
-        add_outer_products(grad_weight, panel, marks[first_row // ROWS], z, x, addresses, rows)
+        _add_outer_products(grad_weight, panel, marks[first_row // ROWS], z, x, first_row, rows)
 
 
 @compiled
-def new_panel() -> np.ndarray:
-    """Room for `add_outer_products`."""
-    return _aligned(ROWS * _ACCUMULATORS * LANES)
-
-
-@compiled
-def add_outer_products(
+def _add_outer_products(
     grad_weight: np.ndarray,
     panel: np.ndarray,
     marks: np.ndarray,
     z: np.ndarray,
     x: np.ndarray,
-    addresses: np.ndarray,
+    first_row: int,
     rows: int,
 ) -> None:
-    """`grad_weight[j] += sum of z[r, j] * x_r` over the bits r of marks[j].
-
-    Args:
-        grad_weight: float32 `[H, whole vectors >= width of x]`.
-        panel: of `new_panel`.
-        marks: uint64 `[>= H]`.
-        z: float32 `[>= rows, H]`.
-        x: gives the type and width of rows.
-        addresses: int64 `[>= rows]`, of x_r.
-        rows: at most 64.
-    """
+    """`grad_weight[j] += sum of z[r, j] * x[first_row + r]` over the bits r of marks[j]."""
     vectors = grad_weight.shape[1] // LANES
     panels = (vectors + _ACCUMULATORS - 1) // _ACCUMULATORS
     size = z.strides[0]
     for p in range(panels):
         at = vectors * p // panels
         count = vectors * (p + 1) // panels - at
-        base = _pack(panel, x, addresses, rows, at, count)
+        base = _pack(panel, x, first_row, rows, at, count)
         for j in range(z.shape[1]):
             to = row(grad_weight, j) + at * _VECTOR
             scales = row(z, 0) + 4 * j
@@ -443,16 +425,14 @@ def add_outer_products(
 
 
 @compiled
-def _pack(
-    panel: np.ndarray, x: np.ndarray, addresses: np.ndarray, rows: int, at: int, count: int
-) -> int:
+def _pack(panel: np.ndarray, x: np.ndarray, first_row: int, rows: int, at: int, count: int) -> int:
     """Copy `count` vectors of each row, from vector `at` on, to panel; return its address.
 
     There rows are aligned, float32, zero beyond the width of x, and in the first-level cache.
     """
     to = panel[: rows * count * LANES].reshape(rows, count * LANES)
     for r in range(rows):
-        source = addresses[r]
+        source = row(x, first_row + r)
         for i in range(count):
             c = (at + i) * LANES
             if c + LANES <= x.shape[1]:

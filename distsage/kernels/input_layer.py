@@ -10,19 +10,15 @@ from typing import NamedTuple
 import numpy as np
 
 from distsage.kernels.compiled import compiled
-from distsage.kernels.gather import Tables
-from distsage.kernels.hidden_layer import ROWS, BySource, add_outer_products, new_panel
+from distsage.kernels.hidden_layer import BySource
 from distsage.kernels.simd import (
     LANES,
     add16,
-    claim,
     item,
     load16,
-    mark16,
     prefetch_row,
     row,
     scale16,
-    slot_row,
     store16,
     zeros16,
 )
@@ -248,68 +244,3 @@ def weight_gradient(
         while last > first and row_of[last - 1] >= len(grad):
             last -= 1
         _spread(row(out, column), out, first, last, row_of, values, grad)
-
-
-@compiled
-def table_gradient(
-    grad_weight: np.ndarray,
-    grad: np.ndarray,
-    edges: BySource,
-    slots: np.ndarray,
-    tables: Tables,
-    counter: np.ndarray,
-) -> None:
-    """Gradient of the weight of dense rows that are multiplied first.
-
-    A piece of the work is a segment of rows. There are always as many segments, whose sums are
-    added up afterwards, so that the result does not depend on the number of threads. 64 rows at a
-    time: first the gradient of their products, which is zero in many places because of ReLU and
-    dropout; then its product with the rows, of the other elements only. Waits for arithmetic.
-
-    Args:
-        grad_weight: float32 `[segments, 2, H, whole vectors >= F]`, zeros; to fill: what the
-            destinations' own rows are multiplied by, and what those of sources are.
-        grad: `[num_dst, H]`, the gradient of the sums.
-        edges: of layer 1, by source.
-        slots: integer `[num_src]`, where each source's row is; the destinations come first.
-        tables: `[., F]`.
-        counter: the segments that are claimed so far, by all threads.
-    """
-    begin_of, dst, edge_weight = edges
-    num_segments = len(grad_weight)
-    width = grad.shape[1]
-    num_units = (len(slots) + ROWS - 1) // ROWS
-    own = np.empty((ROWS, width + LANES), np.float32)[:, :width]
-    mean = np.empty((ROWS, width + LANES), np.float32)[:, :width]
-    own_marks = np.empty((1, max(width, LANES)), np.uint64)
-    mean_marks = np.empty((1, max(width, LANES)), np.uint64)
-    addresses = np.empty(ROWS, np.int64)
-    panel = new_panel()
-    x = tables.own
-    segment = claim(counter, 1)
-    while segment < num_segments:
-        begin = num_units * segment // num_segments * ROWS
-        end = min(num_units * (segment + 1) // num_segments * ROWS, len(slots))
-        for first_row in range(begin, end, ROWS):
-            rows = min(ROWS, end - first_row)
-            own_marks[:] = 0
-            mean_marks[:] = 0
-            for r in range(rows):
-                s = first_row + r
-                addresses[r] = slot_row(tables.own, tables.cached, tables.missed, slots[s])
-                if s + ROWS < end:
-                    following = slots[s + ROWS]
-                    prefetch_row(x, slot_row(tables.own, tables.cached, tables.missed, following))
-                _spread(row(mean, r), mean, begin_of[s], begin_of[s + 1], dst, edge_weight, grad)
-                for c in range(0, width, LANES):
-                    mark16(mean_marks, r, mean, c, load16(mean, row(mean, r), c))
-                if s < len(grad):
-                    for c in range(0, width, LANES):
-                        a = load16(grad, row(grad, s), c)
-                        store16(own, row(own, r), c, a)
-                        mark16(own_marks, r, own, c, a)
-            of_own, of_mean = grad_weight[segment, 0], grad_weight[segment, 1]
-            if first_row < len(grad):
-                add_outer_products(of_own, panel, own_marks[0], own, x, addresses, rows)
-            add_outer_products(of_mean, panel, mean_marks[0], mean, x, addresses, rows)
-        segment = claim(counter, 1)

@@ -15,13 +15,12 @@ from distsage.features.matrix import SparseRows
 from distsage.features.slots import MultipliedInput, TableRows, as_array, three_tables
 from distsage.kernels import threads
 from distsage.kernels.gather import gather
-from distsage.kernels.hidden_layer import ROWS, BySource, Dropout, relu_dropout, transpose
+from distsage.kernels.hidden_layer import ROWS, Dropout, relu_dropout, transpose
 from distsage.kernels.input_layer import (
     Csr,
     add_means,
     multiply_rows,
     spread_means,
-    table_gradient,
     transpose_rows,
     weight_gradient,
 )
@@ -110,13 +109,18 @@ class _InputSums(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs: MultipliedInput = ctx.inputs
         rows = _in_place(inputs)
+        grad = grad.contiguous()
         edges = transpose(inputs.indptr, inputs.indices, rows.shape[0])
+        spread = ctx.workspace.take("spread", rows.shape[0], grad.shape[1], torch.float32)
+        arrays = as_array(spread), edges, as_array(grad)
+        threads.share_rows(
+            lambda begin, end: spread_means(*arrays, begin, end),
+            len(spread),
+            threads.piece(len(spread), ROWS),
+        )
         if isinstance(rows, SparseRows):
-            spread = ctx.workspace.take("spread", len(rows), grad.shape[1], torch.float32)
-            gradient = _sparse_gradient(rows, edges, grad.contiguous(), spread)
-        else:
-            gradient = _table_gradient(rows, edges, grad.contiguous())
-        return gradient, None, None, None
+            return _sparse_gradient(rows, grad, spread), None, None, None
+        return _table_gradient(rows, grad, spread), None, None, None
 
 
 def _in_place(inputs: MultipliedInput) -> SparseRows | TableRows:
@@ -128,12 +132,9 @@ def _in_place(inputs: MultipliedInput) -> SparseRows | TableRows:
 def _multiply_tables(rows: TableRows, weight: Tensor, out: Tensor, products: Tensor) -> None:
     """Fill products with `x W_neigh'` of all rows, and out with `x W_self'` of its first ones."""
     of_self, of_mean = (half.contiguous() for half in weight.chunk(2, dim=1))
-    tables = three_tables(rows.tables)
 
     def multiply(begin: int, end: int) -> None:
-        x = rows.tables[0].new_empty(end - begin, rows.shape[1])
-        gather(as_array(x), rows.slots[begin:end], tables)
-        x = x.to(weight.dtype)
+        x = _gathered(rows, begin, end).to(weight.dtype)
         products[begin:end] = product_in_this_thread(x, of_mean)
         if begin < len(out):
             last = min(end, len(out))
@@ -142,14 +143,21 @@ def _multiply_tables(rows: TableRows, weight: Tensor, out: Tensor, products: Ten
     threads.share_rows(multiply, len(products), _PIECE_ROWS)
 
 
-def _sparse_gradient(rows: SparseRows, edges: BySource, grad: Tensor, spread: Tensor) -> Tensor:
-    """Gradient of the weight, float32 `[H, 2F]`, which lies in memory by input column."""
-    arrays = as_array(spread), edges, as_array(grad)
-    threads.share_rows(
-        lambda begin, end: spread_means(*arrays, begin, end),
-        len(spread),
-        threads.piece(len(spread), ROWS),
-    )
+def _gathered(rows: TableRows, begin: int, end: int) -> Tensor:
+    """Copies of the rows [begin, end)."""
+    x = rows.tables[0].new_empty(end - begin, rows.shape[1])
+    gather(as_array(x), rows.slots[begin:end], three_tables(rows.tables))
+    return x
+
+
+def _sparse_gradient(rows: SparseRows, grad: Tensor, spread: Tensor) -> Tensor:
+    """Gradient of the weight, float32 `[H, 2F]`, which lies in memory by input column.
+
+    Args:
+        rows: `[num_src, F]`.
+        grad: `[n1, H]`, of the sums.
+        spread: `[num_src, H]`, of the products.
+    """
     by_column = transpose_rows(_csr(rows), rows.width)
     gradient = torch.empty(2, rows.width, grad.shape[1])
     of_self, of_mean = (half.numpy() for half in gradient)
@@ -162,17 +170,29 @@ def _sparse_gradient(rows: SparseRows, edges: BySource, grad: Tensor, spread: Te
     return gradient.view(2 * rows.width, -1).t()
 
 
-def _table_gradient(rows: TableRows, edges: BySource, grad: Tensor) -> Tensor:
-    """Gradient of the weight, float32 `[H, 2F]`."""
-    count, width = rows.shape
-    segments = max(1, min(SEGMENTS, count // (4 * ROWS)))
-    whole_vectors = math.ceil(width / LANES) * LANES
-    sums = torch.zeros(segments, 2, grad.shape[1], whole_vectors)
-    arrays = sums.numpy(), as_array(grad), edges, rows.slots, three_tables(rows.tables)
-    counter = threads.new_counter()
-    threads.share(lambda: table_gradient(*arrays, counter), segments)
-    of_self, of_mean = sums.sum(0)[:, :, :width]
-    return torch.cat((of_self, of_mean), 1)
+def _table_gradient(rows: TableRows, grad: Tensor, spread: Tensor) -> Tensor:
+    """The same of dense rows.
+
+    There are always as many segments of rows, whose sums are added up afterwards, so that the
+    result does not depend on the number of threads.
+    """
+    pieces = math.ceil(len(spread) / _PIECE_ROWS)
+    segments = max(1, min(SEGMENTS, pieces))
+    sums = torch.zeros(segments, grad.shape[1], 2 * rows.shape[1])
+
+    def add_up(segment: int, _: int) -> None:
+        of_self, of_mean = sums[segment].chunk(2, dim=1)
+        for piece in range(pieces * segment // segments, pieces * (segment + 1) // segments):
+            begin = piece * _PIECE_ROWS
+            end = min(begin + _PIECE_ROWS, len(spread))
+            x = _gathered(rows, begin, end).float()
+            of_mean += product_in_this_thread(spread[begin:end].t(), x.t())
+            if begin < len(grad):
+                g = grad[begin:end].float()
+                of_self += product_in_this_thread(g.t(), x[: len(g)].t())
+
+    threads.share_rows(add_up, segments, 1)
+    return sums.sum(0)
 
 
 class _Activated(torch.autograd.Function):

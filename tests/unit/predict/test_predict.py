@@ -15,11 +15,12 @@ from distsage.config import LocalConfig, PredictConfig, TrainConfig
 from distsage.data.datasets import load_graph
 from distsage.data.graph import Graph
 from distsage.errors import UserError
+from distsage.features.matrix import feature_rows
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
 from distsage.partition.run import partition
 from distsage.predict.run import predict
-from distsage.train.local import dense_features, train, without_edges
+from distsage.train.local import train, without_edges
 from distsage.train.run_directory import RunDirectory
 from distsage.train.tensor_file import read_tensors, write_tensors
 from tests.unit.partition_graphs import random_directed
@@ -110,7 +111,7 @@ def test_several_labels_per_node_have_probabilities_of_their_own(tmp_path):
     config = TrainConfig(conf_file=tmp_path / "parts" / "small.json")
     model = write_run(tmp_path / "run", graph, config)
     predict(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "p.npz"))
-    logits = infer(model, graph.topology, dense_features(graph)).double().numpy()
+    logits = infer(model, graph.topology, feature_rows(graph.features)).double().numpy()
     expected = 1 / (1 + np.exp(-logits))
     np.testing.assert_allclose(read(tmp_path / "p.npz")[1], expected, atol=1e-5)
 
@@ -144,7 +145,7 @@ def test_a_local_runs_predictions_have_its_test_accuracy(ignore_edges, tmp_path)
     model = GraphSAGE(**description["model"])
     model.load_state_dict(weights)
     topology = without_edges(graph.topology) if ignore_edges else graph.topology
-    logits = infer(model, topology, dense_features(graph))
+    logits = infer(model, topology, feature_rows(graph.features))
     np.testing.assert_array_equal(probabilities, torch.softmax(logits, 1).numpy())
 
 

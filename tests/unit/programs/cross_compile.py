@@ -45,6 +45,7 @@ def kernels() -> dict[str, list[tuple]]:
     """The signatures that the package uses, by module and function; the level is chosen by then."""
     from distsage.kernels.gather import Edges, Tables
     from distsage.kernels.hidden_layer import BySource, Dropout
+    from distsage.kernels.input_layer import ByColumn, Csr
 
     tables = {kind: NamedUniTuple(rows(kind), 3, Tables) for kind in (float32, BFLOAT16, FLOAT16)}
     edges = {
@@ -52,6 +53,11 @@ def kernels() -> dict[str, list[tuple]]:
         for kind in (int32, int64)
     }
     by_source = NamedTuple((numbers(int64), numbers(int32), numbers(float32)), BySource)
+    csr = {
+        kind: NamedTuple((numbers(int64), numbers(int32), numbers(kind)), Csr)
+        for kind in (float32, BFLOAT16, FLOAT16)
+    }
+    by_column = NamedTuple((numbers(int64), numbers(int32), numbers(float32)), ByColumn)
     dropout = NamedTuple((int64, float64, uint64), Dropout)
     counter, bits, bias = numbers(int64), numbers(uint64), rows(float32)
     halves = (float32, BFLOAT16)
@@ -102,6 +108,20 @@ def kernels() -> dict[str, list[tuple]]:
             )
             for kind in halves
         ],
+        "input_layer.multiply_rows": [
+            (rows(kind), csr[values], rows(kind), int64, int64) for kind in halves for values in csr
+        ],
+        "input_layer.add_means": [
+            (rows(kind), numbers(int64), numbers(int32), rows(kind), int64, int64)
+            for kind in halves
+        ],
+        "input_layer.spread_means": [
+            (rows(float32), by_source, rows(kind), int64, int64) for kind in halves
+        ],
+        "input_layer.transpose_rows": [(csr[values], int64) for values in csr],
+        "input_layer.weight_gradient": [
+            (rows(float32), by_column, rows(kind), int64, int64) for kind in halves
+        ],
         "picking.sample_independently": [
             (numbers(int64), numbers(kind), int64, numbers(kind), int64, uint64, boolean, bits)
             for kind in (int32, int64)
@@ -126,6 +146,19 @@ def kernels() -> dict[str, list[tuple]]:
         "picking.place_picks": [
             (numbers(int64), numbers(int64), numbers(kind), numbers(kind))
             for kind in (int32, int64)
+        ],
+        "slots.take_rows": [
+            (
+                numbers(int64),
+                numbers(int32),
+                numbers(values),
+                numbers(kind),
+                numbers(int64),
+                numbers(int32),
+                numbers(values),
+            )
+            for kind in (int32, int64)
+            for values in (int16, int32)
         ],
         "slots.split_slots": [
             (
@@ -164,7 +197,7 @@ def main(processor: str, wanted: str) -> None:
 
     for name, signatures in kernels().items():
         module, function = name.split(".")
-        if chosen == level.Level.TORCH and module in ("gather", "hidden_layer"):
+        if chosen == level.Level.TORCH and module in ("gather", "hidden_layer", "input_layer"):
             continue  # what these do is done by torch
         dispatcher = getattr(importlib.import_module(f"distsage.kernels.{module}"), function)
         dispatcher._cache = numba.core.caching.NullCache()
