@@ -14,6 +14,8 @@ MASKS = ("train_mask", "val_mask", "test_mask")
 
 # Rows looked at together, so that a check needs little memory beside the features.
 _ROWS = 65536
+# Numbers that a sparse row may have: a batch with a longer one would take longer than all others.
+_MOST_NUMBERS = 100_000
 
 
 def check_edges(origin: str, src: np.ndarray, dst: np.ndarray, num_nodes: int) -> None:
@@ -47,7 +49,8 @@ def check_features(
     """The features as float32 `[N, F]`, dense and C-contiguous, or CSR.
 
     Raises:
-        UserError: not a numeric matrix of N rows, or values that are not finite.
+        UserError: not a numeric matrix of N rows, a broken CSR matrix, or values that are not
+            finite.
     """
     if features.ndim != 2 or features.dtype.kind not in "fiub" or features.shape[1] == 0:
         raise UserError(
@@ -61,8 +64,8 @@ def check_features(
     # What float32 cannot hold becomes infinite, and the check below names it.
     with np.errstate(over="ignore"):
         if not isinstance(features, np.ndarray):
+            _check_csr(origin, features)
             features = features.astype(np.float32)
-            features.sum_duplicates()
             bad = np.flatnonzero(~np.isfinite(features.data))
             rows = np.searchsorted(features.indptr, bad, side="right") - 1
         else:
@@ -79,6 +82,52 @@ def check_features(
             f"in row {rows[0]}; fill them in or remove their column"
         )
     return features
+
+
+def _check_csr(origin: str, matrix: scipy.sparse.csr_matrix) -> None:
+    """Columns exist and ascend within each row.
+
+    Raises:
+        UserError: they do not, or a row has very many numbers.
+    """
+    indptr, columns, width = matrix.indptr, matrix.indices, matrix.shape[1]
+    lengths = np.diff(indptr)
+    if indptr[0] != 0 or lengths.min() < 0 or indptr[-1] != len(columns):
+        raise UserError(
+            f"{origin}: the features are no CSR matrix: the bounds of their rows have to begin "
+            f"with 0, ascend, and end with the {len(columns)} numbers that there are"
+        )
+
+    def row_of(number: int) -> int:
+        return int(np.searchsorted(indptr, number, side="right")) - 1
+
+    bad = np.flatnonzero((columns < 0) | (columns >= width))
+    if len(bad):
+        raise UserError(
+            f"{origin}: row {row_of(bad[0])} of the features has a number in column "
+            f"{columns[bad[0]]}, but the columns are 0..{width - 1}"
+        )
+    within = np.ones(max(len(columns) - 1, 0), bool)  # both numbers in one row
+    ends = indptr[1:-1]
+    within[ends[(ends > 0) & (ends < len(columns))] - 1] = False
+    steps = np.diff(columns)
+    for broken, what, remedy in (
+        (steps == 0, "two numbers in column", "add them up, or keep one"),
+        (steps < 0, "columns that do not ascend, at column", "sort each row by column"),
+    ):
+        bad = np.flatnonzero(within & broken)
+        if len(bad):
+            at = bad[0] + 1
+            raise UserError(
+                f"{origin}: row {row_of(at)} of the features has {what} {columns[at]}; {remedy}, "
+                "as scipy's sum_duplicates() does"
+            )
+    if lengths.max(initial=0) > _MOST_NUMBERS:
+        row = int(lengths.argmax())
+        raise UserError(
+            f"{origin}: row {row} of the features has {lengths[row]:,} numbers; a sparse row may "
+            f"have {_MOST_NUMBERS:,}, so remove columns that most rows have, or check that row"
+        )
 
 
 def check_labels(

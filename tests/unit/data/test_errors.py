@@ -34,6 +34,8 @@ CSR = {
     "feat_indices": np.zeros(NUM_NODES, np.uint16),
     "feat_shape": np.array([NUM_NODES, 2]),
 }
+TWO_A_ROW = np.arange(0, 2 * NUM_NODES + 1, 2)
+PAIRS = np.tile(np.array([0, 1]), NUM_NODES)
 
 # Keys to change in a good file, and words of the sentence.
 NPZ = {
@@ -54,7 +56,35 @@ NPZ = {
     "flat features": ({"features": FEATURES[:, 0]}, ["float32 of shape [11]", "matrix"]),
     "no feature column": ({"features": FEATURES[:, :0]}, ["matrix"]),
     "string features": ({"features": FEATURES.astype(str)}, ["strings", "matrix"]),
-    "CSR index": (CSR | {"feat_indices": np.full(NUM_NODES, 2)}, ["feat_*", "CSR"]),
+    "CSR index": (
+        CSR | {"features": None, "feat_indices": changed(np.zeros(NUM_NODES, np.int64), 6, 2)},
+        ["row 6", "column 2", "0..1"],
+    ),
+    "negative CSR index": (
+        CSR | {"features": None, "feat_indices": changed(np.zeros(NUM_NODES, np.int64), 6, -1)},
+        ["row 6", "column -1", "0..1"],
+    ),
+    "unsorted CSR row": (
+        CSR | {"feat_indptr": TWO_A_ROW, "feat_indices": changed(PAIRS, [8, 9], [1, 0])},
+        ["row 4", "do not ascend", "sort each row"],
+    ),
+    "duplicate CSR column": (
+        CSR | {"feat_indptr": TWO_A_ROW, "feat_indices": changed(PAIRS, 8, 1)},
+        ["row 4", "two numbers in column 1"],
+    ),
+    "a row of a million numbers": (
+        CSR
+        | {
+            "feat_indptr": np.array([0] * 3 + [1_000_000] * (NUM_NODES - 2)),
+            "feat_indices": np.arange(1_000_000, dtype=np.int32),
+            "feat_shape": np.array([NUM_NODES, 1_000_000]),
+        },
+        ["row 2", "1,000,000 numbers", "100,000"],
+    ),
+    "CSR bounds that descend": (
+        CSR | {"feat_indptr": changed(np.arange(NUM_NODES + 1), 5, 0)},
+        ["CSR", "ascend"],
+    ),
     "CSR indptr": (CSR | {"feat_indptr": np.arange(NUM_NODES)}, ["feat_*", "CSR"]),
     "CSR shape": (CSR | {"feat_shape": np.array([NUM_NODES])}, ["feat_*", "CSR"]),
     "CSR shape missing": (CSR | {"feat_shape": None}, ["no feat_shape"]),
