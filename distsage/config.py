@@ -66,8 +66,8 @@ class ReadingOptions:
 class _Dataset:
     dataset: str
     """ogbn-products, ogbn-arxiv, ogbn-papers100M, reddit, cora, citeseer, pubmed,
-    synthetic[:NODES[:DEGREE]], synthetic-onehot[:NODES[:DEGREE]], or a path: an .npz file, a DGL
-    graph file, or a directory of node and edge tables."""
+    synthetic[:NODES[:DEGREE[:COLUMNS]]], synthetic-onehot[:NODES[:DEGREE]], or a path: an .npz
+    file, a DGL graph file, or a directory of node and edge tables."""
 
 
 @dataclass(frozen=True)

@@ -55,10 +55,10 @@ def load_graph(
 
     Args:
         dataset: `ogbn-products`, `ogbn-arxiv`, `ogbn-papers100M`, `reddit`, `cora`, `citeseer`,
-            `pubmed`, `synthetic[:NODES[:DEGREE]]`, `synthetic-onehot[:NODES[:DEGREE]]`; or the path
-            of an `.npz` file, a DGL graph file (`.dgl` or `.bin`) or a directory of tables. Letter
-            case and `_` for `-` do not matter in names; a path that is spelled like a name is
-            written `./cora`.
+            `pubmed`, `synthetic[:NODES[:DEGREE[:COLUMNS]]]`, `synthetic-onehot[:NODES[:DEGREE]]`;
+            or the path of an `.npz` file, a DGL graph file (`.dgl` or `.bin`) or a directory of
+            tables. Letter case and `_` for `-` do not matter in names; a path that is spelled like
+            a name is written `./cora`.
         undirected: add the reverse of every edge and drop duplicates. Without it, edges stay as
             they are given, duplicates and self-loops included.
         split: draw the masks over the labelled nodes, such as `0.6/0.2/0.2` for train, val and
@@ -140,7 +140,7 @@ def _read(dataset: str, dataset_root: Path | None, seed: int) -> RawGraph:
         from distsage.data.synthetic import make_synthetic, make_synthetic_onehot
 
         make = make_synthetic if kind == "synthetic" else make_synthetic_onehot
-        return make(*_parse_synthetic(dataset), seed=seed)
+        return make(*_parse_synthetic(dataset, 3 if kind == "synthetic" else 2), seed=seed)
     if _is_name(name):
         root = dataset_root or Path(
             os.environ.get("DISTSAGE_DATASETS") or "~/.cache/distsage/datasets"
@@ -168,13 +168,14 @@ def _read(dataset: str, dataset_root: Path | None, seed: int) -> RawGraph:
     return read_dgl_file(path)
 
 
-def _parse_synthetic(dataset: str) -> list[int]:
-    """`synthetic:400000:42` -> [400000, 42]."""
+def _parse_synthetic(dataset: str, most: int) -> list[int]:
+    """`synthetic:400000:42` -> [400000, 42]; so many numbers at most."""
     numbers = dataset.split(":")[1:]
-    if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
+    if len(numbers) > most or not all(number.isdecimal() for number in numbers):
         raise UserError(
-            f"--dataset {dataset!r} is no synthetic graph; write synthetic, synthetic:NODES or "
-            "synthetic:NODES:DEGREE with whole numbers, such as synthetic:400000:42"
+            f"--dataset {dataset!r} is no synthetic graph; write synthetic, synthetic:NODES, "
+            "synthetic:NODES:DEGREE or synthetic:NODES:DEGREE:COLUMNS with whole numbers, such as "
+            "synthetic:400000:42; or synthetic-onehot, with no columns"
         )
     return [int(number) for number in numbers]
 

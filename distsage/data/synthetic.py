@@ -43,8 +43,8 @@ _CHUNK = 1 << 22
 def make_synthetic(
     num_nodes: int = 24_000,
     average_degree: float = 30.0,
-    *,
     num_features: int = 100,
+    *,
     num_classes: int = 16,
     seed: int = 0,
 ) -> RawGraph:
@@ -54,7 +54,7 @@ def make_synthetic(
         num_nodes: N, at least 100.
         average_degree: neighbours per node, at most a tenth of the nodes. What comes out differs
             by some per cent, since repeated edges count once.
-        num_features: F.
+        num_features: F, at least 1.
         num_classes: C.
         seed: of everything random.
 
@@ -64,6 +64,8 @@ def make_synthetic(
     Raises:
         UserError: too few nodes, or a degree that they do not allow.
     """
+    if num_features < 1:
+        raise UserError("a synthetic graph needs a column of features or more")
     return _make(
         "synthetic",
         num_nodes,

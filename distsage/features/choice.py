@@ -16,8 +16,8 @@ from distsage.sampling.batch import MiniBatch
 Way = Literal["gather", "multiply", "sparse"]
 """Dense rows are averaged first; dense rows are multiplied first; sparse ones are."""
 
-# In multiply-adds of the forward product, as a core with AVX-512 does them: those of the gradient of
-# a weight, which leave out what ReLU and dropout have set to zero, or do not;
+# In multiply-adds of the forward product, as a core with AVX-512 does them: those of a weight's
+# gradient, which leave out what ReLU and dropout have set to zero, or do not;
 _BACKWARD_OF_MEANS, _BACKWARD_OF_ROWS = 0.6, 1.1
 # a float32 that is read from memory, and one from the cache that holds the weight or products.
 _READ, _CACHED = 20.0, 20.0

@@ -1,7 +1,7 @@
 """What is compared: graphs, networks, programs. One table each."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .runs import Workload
 
@@ -80,6 +80,14 @@ SYNTHETIC = Graph("synthetic:400000:42", "400k nodes, 17M directed edges, 100 fe
 PRODUCTS = Graph(
     "synthetic:2400000:52", "the size of ogbn-products: 2.4M nodes, 124M directed edges", []
 )
+ONEHOT = Graph(
+    "synthetic-onehot",
+    "15k nodes, 1.3M directed edges, 4,687 columns of one-hot attributes, 4.7 ones in a row",
+    [],
+)
+WIDE = Graph(
+    "synthetic:100000:30:768", "100k nodes, 2.5M directed edges, 768 features, as of text", []
+)
 TOLOKERS = _real("tolokers", "tolokers: 12k nodes, 1.0M directed edges, 10 features")
 COAUTHOR = _real("coauthor_cs", "coauthor_cs: 18k nodes, 164k directed edges, 6,805 features")
 
@@ -152,6 +160,20 @@ LOCAL_PROGRAMS = [
     _local("distsage, bf16, a worker", 1, "bf16", "bfloat16"),
 ]
 
+
+def _other_input_layer(program: Program, way: str, name: str) -> Program:
+    return replace(
+        program,
+        name=f"{program.name}, {name}",
+        options=[*program.options, "--input-layer", way],
+    )
+
+
+_IN_LINE = LOCAL_PROGRAMS[0], LOCAL_PROGRAMS[2]
+# Beside the way that counts choose, the other one.
+ONEHOT_PROGRAMS = [*_IN_LINE, _other_input_layer(LOCAL_PROGRAMS[2], "gather", "filled in")]
+WIDE_PROGRAMS = [*_IN_LINE, _other_input_layer(LOCAL_PROGRAMS[2], "multiply", "multiplied first")]
+
 QUICK: list[Comparison | LocalComparison] = [
     Comparison("4-hosts", SYNTHETIC, None, Workload("10,25", 2), [BASELINE, FP32, ALL], 2),
     # Both sides with a worker, as `make local` runs.
@@ -161,6 +183,8 @@ QUICK: list[Comparison | LocalComparison] = [
 _SLOW = 3600.0
 FULL: list[Comparison | LocalComparison] = [
     LocalComparison("local", SYNTHETIC, Workload("10,25", 3), LOCAL_PROGRAMS, 2),
+    LocalComparison("local-onehot", ONEHOT, Workload("10,25", 3), ONEHOT_PROGRAMS, 2),
+    LocalComparison("local-wide", WIDE, Workload("10,25", 3), WIDE_PROGRAMS, 2),
     Comparison("4-hosts", SYNTHETIC, None, Workload("10,25", 3), [BASELINE, *TECHNIQUES], 2),
     Comparison(
         "4-hosts-1gbit",

@@ -357,7 +357,7 @@ NAMES = {
     "": ["unknown dataset ''"],
     "synthetic:many": ["'synthetic:many'", "synthetic:NODES"],
     "synthetic:-5": ["'synthetic:-5'"],
-    "synthetic:1000:20:3": ["synthetic:NODES:DEGREE"],
+    "synthetic:1000:20:3:4": ["synthetic:NODES:DEGREE:COLUMNS"],
     "synthetic:50": ["50 nodes"],
     "synthetic:1000:600": ["average degree 600"],
     "synthetic:1000:0": ["average degree 0"],

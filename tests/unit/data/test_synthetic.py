@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import MultinomialNB
 
 from distsage.data.datasets import load_graph
+from distsage.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -80,4 +82,47 @@ def test_the_class_needs_the_neighbours(graph):
 
     alone, together = accuracy(graph.features), accuracy(np.hstack([graph.features, mean]))
     assert 0.25 < alone < 0.55
+    assert together > alone + 0.2
+
+
+def test_columns_can_be_asked_for():
+    assert load_graph("synthetic:200:8:33").num_features == 33
+    with pytest.raises(UserError, match="needs a column"):
+        load_graph("synthetic:200:8:0")
+    with pytest.raises(UserError, match="synthetic-onehot, with no columns"):
+        load_graph("synthetic-onehot:200:8:33")
+
+
+@pytest.fixture(scope="module")
+def onehot():
+    return load_graph("synthetic-onehot", seed=1)
+
+
+def test_one_hot_attributes(onehot):
+    """As the social network that it is made after: 1.3M edges, 4.7 of 4,687 columns in a row."""
+    assert (onehot.num_nodes, onehot.num_features) == (15_374, 4687)
+    assert 1.2e6 < onehot.topology.num_edges < 1.4e6
+    numbers = np.diff(onehot.features.indptr)
+    assert 4.6 < numbers.mean() < 4.8
+    assert numbers.max() == 6
+    sums = onehot.features.sum(axis=1)
+    np.testing.assert_allclose(sums[numbers > 0], 1, rtol=1e-6)  # each divided by its numbers
+    again, other = (load_graph("synthetic-onehot", seed=seed) for seed in (1, 2))
+    assert (onehot.features != again.features).nnz == 0
+    assert (onehot.features != other.features).nnz > 0
+
+
+def test_the_class_of_one_hot_rows_needs_the_neighbours(onehot):
+    """Judged by naive Bayes, on the attributes of the node or on the mean of its neighbours'."""
+    degree = np.maximum(np.diff(onehot.topology.indptr), 1)
+    mean = scipy.sparse.diags(1 / degree) @ adjacency(onehot) @ onehot.features
+
+    def accuracy(inputs: scipy.sparse.csr_matrix) -> float:
+        model = MultinomialNB(alpha=0.01).fit(
+            inputs[onehot.train_mask], onehot.labels[onehot.train_mask]
+        )
+        return model.score(inputs[onehot.test_mask], onehot.labels[onehot.test_mask])
+
+    alone, together = accuracy(onehot.features), accuracy((200 * mean).tocsr())
+    assert 0.15 < alone < 0.6
     assert together > alone + 0.2
