@@ -25,7 +25,7 @@ import scipy.sparse
 from distsage.data.dgl_file import raw_graph, read_dgl_file
 from distsage.data.download import Source, fetch_zip
 from distsage.data.npy import open_arrays
-from distsage.data.npz import checked_csr
+from distsage.data.npz import csr_of
 from distsage.data.pickles import load_arrays
 from distsage.data.raw import RawGraph
 from distsage.errors import UserError
@@ -194,7 +194,12 @@ def _check_bags(part: str, matrix: object) -> None:
         raise ValueError(f"{part} is no whole CSR matrix") from error
     if not all(isinstance(field, np.ndarray) for field in fields):
         raise ValueError(f"{part} is no CSR matrix")
-    checked_csr(*fields)
+    csr_of(*fields)
+    indptr, columns = fields[2], fields[1]
+    if indptr[0] != 0 or indptr[-1] != len(columns) or (np.diff(indptr) < 0).any():
+        raise ValueError(f"the rows of {part} do not follow each other")
+    if len(columns) and (columns.min() < 0 or columns.max() >= matrix.shape[1]):
+        raise ValueError(f"a value of {part} lies outside its {matrix.shape[1]} columns")
 
 
 def _import_dgl() -> None:

@@ -80,15 +80,18 @@ def _csr(path: Path, arrays: dict[str, np.ndarray]) -> scipy.sparse.csr_matrix:
     indptr, indices, shape = (arrays[key] for key in _CSR)
     data = arrays.get("feat_data", np.ones(indices.shape, np.float32))
     try:
-        return checked_csr(data, indices, indptr, shape)
+        return csr_of(data, indices, indptr, shape)
     except ValueError as error:
         raise UserError(f"{path}: feat_* is no CSR matrix: {error}") from error
 
 
-def checked_csr(
+def csr_of(
     data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: np.ndarray
 ) -> scipy.sparse.csr_matrix:
-    """A CSR matrix whose indices lie inside it, so that compiled code may follow them.
+    """A CSR matrix whose arrays have the types and lengths of one.
+
+    Where its rows begin and which columns they have is for `validate.check_features` to see, before
+    any compiled code follows them.
 
     Args:
         data: `[NNZ]` numbers; float16 becomes float32, which scipy knows.
@@ -106,12 +109,8 @@ def checked_csr(
     if len(shape) != 2 or not 0 < shape[1] <= _MOST_FEATURES or shape[0] != len(indptr) - 1:
         raise ValueError(f"its shape is said to be {shape.tolist()}")
     indptr, indices = indptr.astype(np.int64), indices.astype(np.int64)
-    if indptr[0] != 0 or indptr[-1] != len(indices) or (np.diff(indptr) < 0).any():
-        raise ValueError("its rows do not follow each other")
     if len(data) != len(indices):
         raise ValueError(f"it has {len(data)} values but {len(indices)} columns for them")
-    if len(indices) and (indices.min() < 0 or indices.max() >= shape[1]):
-        raise ValueError(f"a value lies outside its {shape[1]} columns")
     data = data.astype(np.float32) if data.dtype.kind == "f" else data
     return scipy.sparse.csr_matrix(
         (data, indices, indptr), shape=(int(shape[0]), int(shape[1])), copy=False
