@@ -71,12 +71,3 @@ class Rendezvous(Store):
     def clone(self) -> "Rendezvous":
         """NCCL's thread that watches over it wants a store of its own; this one bears both."""
         return self
-
-    def meet(self, where: str) -> None:
-        """Wait until all trainers have come here. Collective over the trainers; blocks.
-
-        Args:
-            where: a name that is used once.
-        """
-        self.set(f"{where}/{self._world.rank}", "")
-        self.wait([f"{where}/{rank}" for rank in self._trainers])
