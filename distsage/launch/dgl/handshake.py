@@ -23,6 +23,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from distsage.launch.keys import derive_key
+
 log = logging.getLogger(__name__)
 
 KEY_BYTES = 32
@@ -41,11 +43,6 @@ _PAUSE_SECONDS = 0.1
 _STRANGERS_NOTED = 20
 
 _OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-
-
-def derive(key: bytes, purpose: str, context: bytes = b"") -> bytes:
-    """A key of its own for each purpose (HMAC as in HKDF's second step); 32 bytes."""
-    return hmac.digest(key, f"distsage {purpose}".encode() + b"\0" + context, "sha256")
 
 
 @dataclass(frozen=True)
@@ -73,10 +70,10 @@ class _Transcript:
     said: bytes
 
     def proof(self, purpose: str) -> bytes:
-        return derive(derive(self.secret, f"handshake {purpose}"), "proof", self.said)
+        return derive_key(derive_key(self.secret, f"handshake {purpose}"), "proof", self.said)
 
     def session_key(self, direction: str) -> bytes:
-        return derive(derive(self.secret, f"session {direction}"), "key", self.said)
+        return derive_key(derive_key(self.secret, f"session {direction}"), "key", self.said)
 
 
 class Reception:
