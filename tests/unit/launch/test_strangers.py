@@ -213,6 +213,8 @@ class Eavesdropper:
                     continue
                 called.sendall(data)
                 lines.append(data)
+                if b"".join(lines).count(b"\n") < 2:
+                    continue  # not proven yet: who cuts in now is hung up on, and the caller with him
                 # What was said before, what nobody said, and at times a line without an end, which
                 # spoils the next one.
                 for old in lines[1:]:
