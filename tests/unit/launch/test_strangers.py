@@ -214,7 +214,7 @@ class Eavesdropper:
                 called.sendall(data)
                 lines.append(data)
                 if b"".join(lines).count(b"\n") < 2:
-                    continue  # not proven yet: who cuts in now is hung up on, and the caller with him
+                    continue  # who cuts in before the caller's proof has both hung up on
                 # What was said before, what nobody said, and at times a line without an end, which
                 # spoils the next one.
                 for old in lines[1:]:
