@@ -9,6 +9,7 @@
 #   .ended      all ranks have ended well
 #   .progress   the run has a later checkpoint than it went on from
 #   .stopped    why it stopped early, with a checkpoint
+#   .on-HOST    locked as long as a watcher on that host lives
 notes=$DISTSAGE_LOGS/job-${SLURM_JOB_ID:?}
 export DISTSAGE_FAILURE_NOTE=$notes/failure
 # The directory gets another name first, so that a watcher which speaks only now leaves nothing.
@@ -54,6 +55,14 @@ wait_for() {
     { wait "$1" || status=$?; } 2>/dev/null # a trapped signal ends it early
     kill -0 "$1" 2>/dev/null || break
   done
+}
+
+# wait_for_watchers: those on this host put it in order. When the launcher was killed they notice a
+# moment later, and Slurm would kill them with the end of this script.
+wait_for_watchers() {
+  local lock
+  lock=$DISTSAGE_FAILURE_NOTE.on-$(hostname)
+  [[ ! -e $lock ]] || flock -x -w 10 "$lock" true || true
 }
 
 # Whether Slurm has preempted the job, but leaves it some time.

@@ -145,6 +145,7 @@ watcher=$!
 
 wait_for "$job"
 kill "$watcher" 2>/dev/null || true
+wait_for_watchers
 
 stat --cached=never "${notes:?}" >/dev/null || true # NFS looks again
 cause=$(cat "$DISTSAGE_FAILURE_NOTE" 2>/dev/null) || true

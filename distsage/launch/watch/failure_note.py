@@ -8,13 +8,16 @@ begin like the note's:
     .ended      all ranks have ended well, whatever becomes of their launcher
     .progress   the run has got on since it began or went on
     .stopped    the run has stopped with a checkpoint because it was asked to; why
+    .on-HOST    locked as long as a watcher on that host lives
 """
 
 import contextlib
 import enum
+import fcntl
 import os
 import socket
 from pathlib import Path
+from typing import IO
 
 from distsage.files import atomic_file
 
@@ -49,6 +52,24 @@ def claim(note: str | None, line: str) -> Claim:
     except OSError:
         return Claim.FAILED
     return Claim.WRITTEN
+
+
+def show_that_it_lives() -> IO[str] | None:
+    """Hold a lock that the batch script on this host, if there is one, waits for when all is over.
+
+    Slurm kills what is left when the script ends; a watcher has to put its host in order before.
+
+    Returns:
+        The file, which the caller keeps open.
+    """
+    note = batch_note()
+    if note is None:
+        return None
+    with contextlib.suppress(OSError):  # the job can do without
+        alive = open(f"{note}.on-{socket.gethostname()}", "a+")  # noqa: SIM115
+        fcntl.flock(alive, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return alive
+    return None
 
 
 def is_claimed(note: str) -> bool:

@@ -157,6 +157,7 @@ def run_watched(main: Callable[[Watched], None], startup_timeout: float) -> None
     child = os.fork()
     if child != 0:
         child_end.close()
+        _alive = failure_note.show_that_it_lives()  # until this process ends
         _Watcher(child, page, own_end, wake_read, startup_timeout).run()
     _end_with(watcher)
     own_end.close()

@@ -26,6 +26,7 @@ TOOLS = (
         "date",
         "dirname",
         "env",
+        "flock",
         "head",
         "hostname",
         "mkdir",
@@ -376,6 +377,15 @@ exec sleep 60"""
     site.install(site.bin / "mpirun", OPEN_MPI, then=then)
     status, _ = site.run("train.sh")
     assert status == 128 + signal.SIGKILL
+
+
+def test_watchers_of_a_killed_launcher_have_time_to_put_the_host_in_order(site: Site) -> None:
+    watcher = 'sleep 1.5; touch "$RECORD.in-order"'
+    lock = 'flock -s "$DISTSAGE_FAILURE_NOTE.on-$(hostname)"'
+    then = f"({lock} bash -c '{watcher}') >/dev/null 2>&1 & sleep 0.5; kill -KILL $$"
+    site.install(site.bin / "mpirun", OPEN_MPI, then=then)
+    assert site.run("train.sh")[0] == 128 + signal.SIGKILL
+    assert (site.directory / "record.in-order").exists()
 
 
 def test_a_watcher_that_speaks_when_all_is_over_leaves_nothing(site: Site) -> None:
