@@ -43,11 +43,11 @@ ask_to_stop() {
 
 # wait_for PID: wait for the run to end; `status` is its exit status. SIGUSR1 and SIGUSR2 (sbatch --signal) ask it
 # to stop. So does SIGTERM (preemption, scancel), but then the run has a few seconds only; `ended_by`
-# names the signal.
+# names the signal, and `asked` says whether one of the others has come.
 wait_for() {
-  ended_by=
+  ended_by='' asked=''
   # shellcheck disable=SC2064 # the process is known now
-  trap "ask_to_stop $1 2>/dev/null &" USR1 USR2
+  trap "asked=yes; ask_to_stop $1 2>/dev/null &" USR1 USR2
   # shellcheck disable=SC2064
   trap "ended_by=SIGTERM; { ask_to_stop $1 & sleep 5; kill -TERM $1; } 2>/dev/null &" TERM
   while true; do
@@ -74,7 +74,7 @@ preempted() {
 requeue() {
   local job=$SLURM_JOB_ID
   [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-  if scontrol requeue "$job"; then
+  if scontrol requeue "$job" 2>/dev/null; then
     say "$1: job $job is queued again and goes on from its last checkpoint"
     sleep 60 # Slurm ends this script
   fi
@@ -97,6 +97,9 @@ end_or_go_on() {
   elif [[ $ended_by ]]; then
     say "ended by $ended_by (scancel, or the time limit)"
     status=143
+  elif [[ $stopped && ! $asked && $stopped != *"time limit"* ]]; then
+    say "${cause:-the run has stopped early, because $stopped}" # a rank was told, by somebody else
+    status=143
   elif [[ $stopped && $got_on ]]; then
     requeue "the run has stopped early, because $stopped"
     status=143
@@ -104,12 +107,10 @@ end_or_go_on() {
     say "the run has stopped early, because $stopped, and had not got on since its start: it is not" \
       "queued again; ask for more --time"
     status=143
+  elif [[ $cause == *"its host is lost"* ]] && [[ $got_on || ${SLURM_RESTART_COUNT:-0} -lt 3 ]]; then
+    requeue "$cause" # Slurm would do it if it had seen first that the host is lost
   elif [[ $cause ]]; then
     say "$cause"
-    # Slurm would run the job again if it had seen first that the host is lost.
-    if [[ $cause == *"its host is lost"* ]] && [[ $got_on || ${SLURM_RESTART_COUNT:-0} -lt 3 ]]; then
-      requeue "a host is lost"
-    fi
   fi
   exit "$status"
 }

@@ -157,8 +157,8 @@ if [[ -e $DISTSAGE_FAILURE_NOTE.running && ! -e $DISTSAGE_FAILURE_NOTE ]]; then 
 if [[ $lost || -e $DISTSAGE_FAILURE_NOTE ]] && ((status == 0)); then
   status=1 # some launchers end with status 0 although they have lost ranks
 fi
-if [[ -e $DISTSAGE_FAILURE_NOTE.ended && ! -e $DISTSAGE_FAILURE_NOTE ]]; then
-  status=0 # all ranks have ended well, whatever became of their launcher
+if [[ -e $DISTSAGE_FAILURE_NOTE.ended && ! -e $DISTSAGE_FAILURE_NOTE.stopped ]]; then
+  cause='' status=0 # all ranks have ended well, whatever became of their launcher
 fi
 if [[ $cause == "a mistake in what was given; rank 0 has said which" ]]; then
   cause='' status=2 # Intel MPI's launcher may end with 255 then

@@ -557,6 +557,10 @@ class _Watcher:
     def _end_if_all_done(self) -> None:
         assert self.ring is not None
         if self.done == (1 << len(self.ring.labels)) - 1:
+            if self.ended_by is not None and failure_note.batch_note():
+                # The run may have stopped because of it; the batch script tells for what rank.
+                who = self.ring.labels[self.ring.rank]
+                failure_note.claim(self.ring.note, f"{who}: ended by {self.ended_by}")
             if self.ring.rank == 0:
                 failure_note.say_ended_well()
             self._leave(0)

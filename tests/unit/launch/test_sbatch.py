@@ -414,8 +414,10 @@ def add_scontrol(site: Site, facts: str = "PreemptTime=None", *, refuses: bool =
     return site.directory / "record.requeued"
 
 
-STOPPED = 'echo "time is short" >"$DISTSAGE_FAILURE_NOTE.stopped"'
+STOPPED = 'echo "the time limit is near" >"$DISTSAGE_FAILURE_NOTE.stopped"'
 PROGRESS = 'touch "$DISTSAGE_FAILURE_NOTE.progress"'
+TOLD = 'echo "it was asked to" >"$DISTSAGE_FAILURE_NOTE.stopped"'
+ENDED = 'echo "rank 3: ended by SIGTERM" >"$DISTSAGE_FAILURE_NOTE"'
 LOST = 'echo "rank 2 (server on b): its host is lost (no beat)" >"$DISTSAGE_FAILURE_NOTE"; exit 1'
 PREEMPTED = "PreemptTime=2026-11-26T10:00:00"
 
@@ -425,6 +427,7 @@ PREEMPTED = "PreemptTime=2026-11-26T10:00:00"
     [
         (f"{STOPPED}; {PROGRESS}", "PreemptTime=None", {}, "17", None),
         (STOPPED, "PreemptTime=None", {}, None, "had not got on"),
+        (f"{TOLD}; {PROGRESS}; {ENDED}", "PreemptTime=None", {}, None, "rank 3: ended by SIGTERM"),
         (STOPPED, PREEMPTED, {"SLURM_RESTART_COUNT": "90"}, "17", None),
         (f"{PROGRESS}; {LOST}", "PreemptTime=None", {"SLURM_RESTART_COUNT": "90"}, "17", None),
         (LOST, "PreemptTime=None", {"SLURM_RESTART_COUNT": "2"}, "17", None),
@@ -443,6 +446,7 @@ PREEMPTED = "PreemptTime=2026-11-26T10:00:00"
     ids=[
         "time limit",
         "time limit without progress",
+        "a rank was told",
         "preempted",
         "lost host with progress",
         "lost host, early",
@@ -471,7 +475,7 @@ def test_a_job_that_slurm_does_not_queue_again_says_what_to_do(site: Site) -> No
     status, errors = site.run("train.sh")
     assert status == 143
     assert errors.splitlines()[-1] == (
-        "distsage: the run has stopped early, because time is short, but Slurm does "
+        "distsage: the run has stopped early, because the time limit is near, but Slurm does "
         "not queue job 17 again; submit it again with the same --run-dir"
     )
 
@@ -492,7 +496,7 @@ while true; do sleep 0.1; done"""
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert "the run has stopped early, because time is short, and had not" in errors
+    assert "the run has stopped early, because the time limit is near, and had not" in errors
 
 
 @pytest.mark.parametrize(("facts", "queued"), [(PREEMPTED, "17"), ("PreemptTime=None", None)])
