@@ -88,7 +88,8 @@ def test_a_disk_that_fills_while_training(partitioned: Partitioned, tmp_path: Pa
     assert said in ours[0]
     # The note is there, although nothing could be written to it.
     names = {path.name for path in run_dir.iterdir()}
-    assert names == {"config.yaml", "ip_config.txt", "owner.txt", "logs", "failure.txt"}
+    before = {"config.yaml", "checkpoints", "epochs.jsonl"}
+    assert names == before | {"ip_config.txt", "owner.txt", "logs", "failure.txt"}
 
 
 def test_without_mpirun(partitioned: Partitioned, tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def test_a_job_trains_whatever_strangers_say(partitioned: Partitioned, tmp_path:
         held += [socket.create_connection(address, 10) for _ in range(100)]
     assert job.wait().stderr == ""
     assert [ip for ip, _ in watchers] == ["127.0.0.1"] * 2 + ["127.0.0.2"] * 2
-    assert {ip for ip, _ in trainers} == {"127.0.0.1", "127.0.0.2"}
+    # gloo listens on the first address of its interface, here the machine's own.
+    assert [ip for ip, _ in trainers] == ["127.0.0.1"] * 2
     assert losses(tmp_path / "run") == losses(tmp_path / "undisturbed")
     for connection in held:
         connection.close()
