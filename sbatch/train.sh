@@ -145,7 +145,6 @@ watcher=$!
 
 wait_for "$job"
 kill "$watcher" 2>/dev/null || true
-wait_for_watchers
 
 stat --cached=never "${notes:?}" >/dev/null || true # NFS looks again
 cause=$(cat "$DISTSAGE_FAILURE_NOTE" 2>/dev/null) || true
@@ -167,4 +166,5 @@ if [[ -z $cause ]] && { [[ $lost ]] || ((status > 128)); }; then
   cause="$launcher on $(hostname) ended with status $status although no rank failed; was it, or one of\
  its daemons, killed?"
 fi
+wait_for_watchers # the cause is known: what they say now follows from it
 end_or_go_on "$status" "$cause"
