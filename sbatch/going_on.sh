@@ -41,9 +41,9 @@ ask_to_stop() {
   kill -USR2 "$watcher"
 }
 
-# wait_for PID: wait for the run to end; `status` is its exit status. SIGUSR1 and SIGUSR2 (sbatch --signal) ask it
-# to stop. So does SIGTERM (preemption, scancel), but then the run has a few seconds only; `ended_by`
-# names the signal, and `asked` says whether one of the others has come.
+# wait_for PID: wait for the run to end; `status` is its exit status. SIGUSR1 and SIGUSR2 (sbatch
+# --signal) ask it to stop. So does SIGTERM (preemption, scancel), but then the run has a few seconds
+# only; `ended_by` names the signal, and `asked` says whether one of the others has come.
 wait_for() {
   ended_by='' asked=''
   # shellcheck disable=SC2064 # the process is known now

@@ -341,7 +341,7 @@ class Trainer:
 
     def _flush(self) -> None:
         if self._saver is not None:
-            self._mark("writing the checkpoint", State.WORKING)
+            self._mark("writing the checkpoint", State.LOADING)  # a slow disk gets on, too
             self._saver.flush()
 
     def _complain(self, loss: float, num_seeds: int) -> None:

@@ -80,7 +80,8 @@ class Reception:
     """A server's side: takes in each trainer that proves itself, in a thread of its own.
 
     When all trainers are in it closes the listener: from then on nobody can connect. Strangers cost
-    a server no more than UNPROVEN_CONNECTIONS connections at any time; the oldest gives way.
+    a server no more than UNPROVEN_CONNECTIONS connections at any time, and one for each trainer,
+    since all may come at once; the oldest gives way.
 
     Args:
         listener: bound and listening; closed here.
@@ -136,7 +137,7 @@ class Reception:
                 self._drop(connection, f"has proven nothing for {UNPROVEN_SECONDS:.0f} s")
 
     def _accept(self) -> None:
-        if len(self._callers) >= UNPROVEN_CONNECTIONS:
+        if len(self._callers) >= UNPROVEN_CONNECTIONS + len(self._trainers):
             self._drop(next(iter(self._callers)), "gives way to a newer connection")
         try:
             connection, address = self._listener.accept()

@@ -344,19 +344,14 @@ def test_evaluation_mode_has_no_dropout():
     assert torch.equal(model.eval()(x, batch.blocks, np.uint64(1)), expected)
 
 
-def test_works_under_ddp(tmp_path):
-    """One process with an empty batch still reduces: every parameter has a gradient."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
-    try:
-        model = torch.nn.parallel.DistributedDataParallel(GraphSAGE(20, 16, 5, 2, 0.5))
-        for num_seeds in (0, 30):
-            batch = sampled(2, num_seeds)
-            model(local_input(batch, features(20)), batch.blocks, batch.key).sum().backward()
-            assert all(p.grad is not None for p in model.parameters())
-    finally:
-        torch.distributed.destroy_process_group()
+@pytest.mark.parametrize("num_seeds", [0, 30])
+def test_every_parameter_has_a_gradient(num_seeds):
+    """Of an empty batch, too: its trainer adds zeros to what the others have."""
+    model, batch = GraphSAGE(20, 16, 5, 2, 0.5), sampled(2, num_seeds)
+    model(local_input(batch, features(20)), batch.blocks, batch.key).sum().backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert bool(parameter.grad.any()) == (num_seeds > 0)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
