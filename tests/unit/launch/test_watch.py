@@ -1,5 +1,6 @@
 """Watchers: every way to end a rank ends the job, with one line that names the right one."""
 
+import fcntl
 import mmap
 import os
 import signal
@@ -292,7 +293,10 @@ def test_the_batch_script_learns_where_rank_0_is_watched_and_how_all_ended(tmp_p
     assert running.read_text() == f"{socket.gethostname()} {ranks[0].pid}\n"
     (tmp_path / "enough").touch()
     assert end_ring(ranks) == ("", [0] * 2)
-    assert sorted(path.name for path in tmp_path.glob("batch-note*")) == ["batch-note.ended"]
+    lock = f"batch-note.on-{socket.gethostname()}"
+    assert {path.name for path in tmp_path.glob("batch-note*")} == {"batch-note.ended", lock}
+    with open(tmp_path / lock) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no watcher holds it any more
 
 
 def test_the_batch_script_is_told_of_progress_and_of_a_stop(tmp_path, monkeypatch):
