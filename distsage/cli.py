@@ -158,6 +158,8 @@ def _partition(arguments: Sequence[str]) -> None:
             "split": config.split,
             "split_index": config.split_index,
             "feature_norm": config.feature_norm,
+            "categorical": config.categorical,
+            "fill": config.fill,
         },
     )
     print(report)

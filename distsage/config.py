@@ -49,9 +49,17 @@ class ReadingOptions:
     Replaces masks that the data has."""
     split_index: int = 0
     """Which split to take from data that comes with several."""
-    feature_norm: Literal["auto", "none", "row"] = "auto"
-    """Divide each node's features by their sum: row always, none never, auto when they are stored
-    sparse (bags of words)."""
+    feature_norm: Literal["auto", "none", "row", "standard"] = "auto"
+    """row: divide each node's features by their sum; auto: where they are stored sparse (bags of
+    words); standard: take the train nodes' mean from each dense column, divide by their deviation;
+    the model keeps both for predictions."""
+    categorical: str | None = None
+    """Columns of a node table, with commas between, that hold categories (integers or texts): each
+    of their values becomes a column of zeros and ones. In Parquet, dictionaries of texts are
+    categories, too."""
+    fill: Literal["mean", "zero"] | None = None
+    """What a cell of a node table without a value becomes: the mean of the train nodes, or zero; a
+    category cell belongs to no category. Left out, such a cell is a mistake."""
     dataset_root: Path | None = None
     """Where downloaded datasets are kept (default: $DISTSAGE_DATASETS or
     ~/.cache/distsage/datasets)."""
@@ -385,7 +393,8 @@ class PredictConfig:
     parts: Path | None = None
     """Where the parts lie now, if not where they lay in training."""
     dataset: str | None = None
-    """Where the dataset lies now, if not where it lay in training."""
+    """Where the dataset lies now, if not where it lay in training; or another one, to be read in
+    the same way."""
 
     def __post_init__(self) -> None:
         _require(

@@ -16,11 +16,11 @@ import numpy as np
 import scipy.sparse
 
 from distsage.data.csc import csc_from_edges, symmetrise
+from distsage.data.encoding import Encoding, Fill, encode
 from distsage.data.graph import Graph
 from distsage.data.raw import RawGraph
 from distsage.data.validate import (
     check_edges,
-    check_features,
     check_labels,
     check_masks,
     draw_masks,
@@ -36,7 +36,7 @@ _SYNTHETIC = ("synthetic", "synthetic-onehot")
 # Older guides spell them so.
 _ALIASES = {"ogb-product": "ogbn-products", "ogb-products": "ogbn-products"}
 
-FeatureNorm = Literal["auto", "none", "row"]
+FeatureNorm = Literal["auto", "none", "row", "standard"]
 
 
 def load_graph(
@@ -46,8 +46,11 @@ def load_graph(
     split: str | None = None,
     split_index: int = 0,
     feature_norm: FeatureNorm = "auto",
+    categorical: str | None = None,
+    fill: Fill | None = None,
     dataset_root: Path | None = None,
     seed: int = 0,
+    encoding: Encoding | None = None,
 ) -> Graph:
     """Read, check and shape one graph.
 
@@ -64,28 +67,40 @@ def load_graph(
         split: draw the masks over the labelled nodes, such as `0.6/0.2/0.2` for train, val and
             test, instead of taking those that the data have.
         split_index: which split to take from data with several.
-        feature_norm: divide each row by the sum of its absolute values: `row` always, `none`
-            never, `auto` when features are CSR, since those are bags of words.
+        feature_norm: `row` divides each row by the sum of its absolute values, `none` does not,
+            `auto` does where the data are CSR, since those are bags of words; `standard` takes the
+            train nodes' mean from each dense column and divides it by their deviation.
+        categorical: columns of a node table that become one-hot columns, with commas between.
+        fill: what a cell of a node table without a value becomes; None refuses it.
         dataset_root: where downloaded datasets lie; default $DISTSAGE_DATASETS, else
             `~/.cache/distsage/datasets`.
         seed: of the drawn masks and of the synthetic graph.
+        encoding: a model's, to be applied instead of what `categorical`, `fill` and `standard`
+            would learn from these data.
 
     Raises:
         UserError: everything that can be wrong with the name, the files or the data in them.
     """
     shares = None if split is None else parse_split(split)
-    raw = _read(dataset, dataset_root, seed)
+    raw = _read(dataset, dataset_root, seed, categorical, encoding)
     origin = raw.origin
+    for option, value in (("categorical", categorical), ("fill", fill)):
+        if value is not None and raw.feature_names is None:
+            raise UserError(
+                f"--{option} is for the columns of a directory of tables, but {origin} is none"
+            )
     if raw.num_nodes < 1:
         raise UserError(f"{origin} holds no nodes")
     check_edges(origin, raw.src, raw.dst, raw.num_nodes)
-    features = check_features(origin, raw.features, raw.num_nodes)
     labels, num_classes = check_labels(origin, raw.labels, raw.num_nodes, raw.num_classes)
     masks = raw.masks if shares is None else draw_masks(origin, labels, shares, seed)
     train_mask, val_mask, test_mask = check_masks(
         origin, masks, labels, split_index if shares is None else 0
     )
-    if feature_norm == "row" or (feature_norm == "auto" and scipy.sparse.issparse(features)):
+    features, encoding = encode(
+        raw, train_mask, standardise=feature_norm == "standard", fill=fill, given=encoding
+    )
+    if feature_norm == "row" or (feature_norm == "auto" and scipy.sparse.issparse(raw.features)):
         features = _row_normalised(features)
     # Of the types and layouts that compiled code is made for.
     src, dst = (
@@ -105,6 +120,7 @@ def load_graph(
         val_mask=val_mask,
         test_mask=test_mask,
         original_ids=raw.original_ids,
+        encoding=encoding,
     )
     logger.info(
         "%s: %d nodes, %d edges, %d features, %d classes; %d train, %d val, %d test nodes",
@@ -132,7 +148,13 @@ def _is_name(name: str) -> bool:
     return name in _OGB.values() or name in _BUILTIN or name.partition(":")[0] in _SYNTHETIC
 
 
-def _read(dataset: str, dataset_root: Path | None, seed: int) -> RawGraph:
+def _read(
+    dataset: str,
+    dataset_root: Path | None,
+    seed: int,
+    categorical: str | None,
+    encoding: Encoding | None,
+) -> RawGraph:
     """Choose the loader."""
     name = _canonical(dataset)
     kind = name.partition(":")[0]
@@ -158,7 +180,7 @@ def _read(dataset: str, dataset_root: Path | None, seed: int) -> RawGraph:
     if path.is_dir():
         from distsage.data.tables import read_tables
 
-        return read_tables(path)
+        return read_tables(path, categorical, encoding)
     if path.suffix == ".npz":
         from distsage.data.npz import read_npz
 

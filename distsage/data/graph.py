@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 import scipy.sparse
 
+from distsage.data.encoding import Encoding
+
 Task = Literal["multiclass", "multilabel"]
 
 
@@ -51,6 +53,7 @@ class Graph:
             is labelled.
         original_ids: int64 `[N]` or an array of strings `[N]`: the names of the nodes in the data
             they come from; None means 0..N-1.
+        encoding: how columns became features, where there is something to say of it.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Graph:
     val_mask: np.ndarray
     test_mask: np.ndarray
     original_ids: np.ndarray | None = None
+    encoding: Encoding | None = None
 
     @property
     def num_nodes(self) -> int:

@@ -5,10 +5,23 @@ it a Graph.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse
+
+
+@dataclass(frozen=True)
+class CategoryColumn:
+    """A column of a node table of which each value is to be a column of its own.
+
+    Attributes:
+        codes: int32 `[N]`, positions in `values`; -1 where the cell has no value.
+        values: those that occur, each once; integers in ascending order, or else texts.
+    """
+
+    codes: np.ndarray
+    values: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -19,13 +32,16 @@ class RawGraph:
         origin: what messages call it: the dataset's name or the file's path.
         num_nodes: N.
         src, dst: `[E]`, any numeric dtype; edge e goes from src[e] to dst[e].
-        features: `[N, F]`, dense or CSR, any numeric dtype.
+        features: `[N, F]`, dense or CSR, any numeric dtype. Of a node table the dense columns,
+            float32, NaN where a cell has no value.
         labels: `[N]` (classes; -1 or NaN for "not labelled") or `[N, C]` (zeros and ones).
         masks: `train_mask`, `val_mask` and `test_mask`, as far as the data have them: `[N]`, or
             `[N, S]` with one column for each of S splits; booleans, or zeros and ones.
         num_classes: C where the data state it; None takes it from the labels.
         original_ids: int64 or strings `[N]`; None means 0..N-1.
         one_way: each edge is stored in one direction and meant in both.
+        feature_names: of the columns of `features` in a node table; None elsewhere.
+        categories: further columns of a node table, by name, in order.
     """
 
     origin: str
@@ -38,3 +54,5 @@ class RawGraph:
     num_classes: int | None = None
     original_ids: np.ndarray | None = None
     one_way: bool = False
+    feature_names: tuple[str, ...] | None = None
+    categories: Mapping[str, CategoryColumn] = field(default_factory=dict)

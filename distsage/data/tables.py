@@ -11,12 +11,14 @@ each `.parquet`, `.csv` or `.csv.gz` with a header (letter case does not matter)
                         zeros and ones for several labels per node
                     split (optional): train, val, test or empty; or train_mask, val_mask and
                         test_mask with zeros and ones
-                    every other column is a feature and has to be a number
+                    every other column is a feature: a number, or a category (integers or texts)
+                        where it is named as one, or a dictionary of texts in Parquet
 
 A node may have no edge. The ids are kept as the graph's original ids.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,7 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from distsage.data.raw import RawGraph
+from distsage.data.encoding import Encoding
+from distsage.data.raw import CategoryColumn, RawGraph
 from distsage.data.validate import MASKS
 from distsage.errors import UserError
 from distsage.limits import free_memory, human_bytes
@@ -46,12 +49,19 @@ _SPLITS = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "": -1,
 _BLOCK_BYTES = 1 << 26
 
 
-def read_tables(directory: Path) -> RawGraph:
+def read_tables(
+    directory: Path, categorical: str | None = None, given: Encoding | None = None
+) -> RawGraph:
     """Read the layout above.
+
+    Args:
+        directory: of the two tables.
+        categorical: category columns of the node table, with commas between.
+        given: names the columns to take, instead of `categorical` and what is in the table.
 
     Raises:
         UserError: a table is missing, unreadable or lacks a column; a node is named twice; an edge
-            names a node that the node table does not have.
+            names a node that the node table does not have; a column cannot be a category.
     """
     edge_path, node_path = _table_path(directory, "edges"), _table_path(directory, "nodes")
     nodes = _Table(node_path)
@@ -66,21 +76,30 @@ def read_tables(directory: Path) -> RawGraph:
         labels = ["label"]
     special = {"id", "split", *MASKS, *labels}
     features = [name for name in nodes.names if name not in special]
-    if not features:
+    if given is None or given.names is None:
+        categories = _category_names(nodes, features, categorical)
+        dense = [name for name in features if name not in categories]
+    else:
+        categories, dense = list(given.categories), list(given.names)
+        for name in (*dense, *categories):
+            nodes.require(name)
+    if not dense and not categories:
         raise UserError(
             f"{node_path} has no feature column beside {_shown(', '.join(nodes.names))}"
         )
-    columns = nodes.read({name: pa.float64() for name in labels + features})
-    label_matrix = _matrix(node_path, columns, labels, np.float64)
+    columns = nodes.read({name: pa.float64() for name in labels + dense})
+    label_matrix = _matrix(columns, labels, len(ids), np.float64)
     return RawGraph(
         origin=str(directory),
         num_nodes=len(ids),
         src=src,
         dst=dst,
-        features=_matrix(node_path, columns, features, np.float32),
+        features=_matrix(columns, dense, len(ids), np.float32),
         labels=label_matrix[:, 0] if labels == ["label"] else label_matrix,
         masks=_masks(nodes),
         original_ids=_original_ids(ids),
+        feature_names=tuple(dense),
+        categories={name: _category(nodes, name) for name in categories},
     )
 
 
@@ -102,14 +121,16 @@ class _Table:
         self.path = path
         try:
             if path.suffix == ".parquet":
-                found = pa.parquet.read_schema(path).names
+                schema = pa.parquet.read_schema(path)
             else:
                 with pa.csv.open_csv(path, pa.csv.ReadOptions(block_size=_BLOCK_BYTES)) as reader:
-                    found = reader.schema.names
+                    schema = reader.schema
+            found = schema.names
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             self._unreadable(error)
-        names = [name.strip().lower() for name in found]
-        self.names = [_SYNONYMS.get(name, name) for name in names]
+        self.names = [_as_named(name) for name in found]
+        # Of a csv file it is a guess from its first rows.
+        self.types = dict(zip(self.names, schema.types, strict=True))
         self._found = dict(zip(self.names, found, strict=True))
         if len(self._found) < len(found):
             raise UserError(f"{path} has two columns of one name: {_shown(', '.join(found))}")
@@ -170,6 +191,12 @@ def _shown(what: object) -> str:
     return text if len(text) <= 500 else f"{text[:480]}..."
 
 
+def _as_named(column: str) -> str:
+    """What a column is called here, whatever the letter case of its header."""
+    name = column.strip().lower()
+    return _SYNONYMS.get(name, name)
+
+
 def _trim(names: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.utf8_trim_whitespace(names)
 
@@ -222,11 +249,48 @@ def _edge_ends(
     return rows[0], rows[1]
 
 
+def _category_names(nodes: _Table, features: list[str], categorical: str | None) -> list[str]:
+    """The category columns, in the table's order: those that are named, and by their type."""
+    named = [] if categorical is None else [_as_named(name) for name in categorical.split(",")]
+    for name in named:
+        nodes.require(name)
+        if name not in features:
+            raise UserError(
+                f"--categorical {name}: this column of {nodes.path} is no feature; name others"
+            )
+    return [name for name in features if name in named or pa.types.is_dictionary(nodes.types[name])]
+
+
+def _category(nodes: _Table, name: str) -> CategoryColumn:
+    kind = nodes.types[name]
+    if nodes.path.suffix == ".parquet" and pa.types.is_floating(kind):
+        # What became of integers where a cell has no value.
+        try:
+            numbers = nodes.read_unchecked({name: pa.int64()})[name]
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"{nodes.path}: the category column {name!r} holds numbers that are no integers "
+                f"({_shown(error)}); categories are integers or texts"
+            ) from error
+        texts = numbers.cast(pa.string())
+    else:
+        texts = _trim(nodes.read({name: pa.string()})[name])
+    values = _in_order([value for value in pc.unique(texts).to_pylist() if value])
+    codes = pc.fill_null(pc.index_in(texts, value_set=pa.array(values, pa.string())), -1)
+    return CategoryColumn(codes.to_numpy(), tuple(values))
+
+
+def _in_order(values: Sequence[str]) -> list[str]:
+    """Integers by size, if all are spelled as usual; or else texts."""
+    usual = re.compile(r"0|-?[1-9][0-9]{0,30}")
+    return sorted(values, key=int if all(map(usual.fullmatch, values)) else None)
+
+
 def _matrix(
-    path: Path, columns: dict[str, pa.ChunkedArray], names: list[str], dtype: type[np.floating]
+    columns: dict[str, pa.ChunkedArray], names: list[str], num_rows: int, dtype: type[np.floating]
 ) -> np.ndarray:
-    """`[N, len(names)]`; an empty cell is NaN."""
-    matrix = np.empty((len(columns[names[0]]), len(names)), dtype)
+    """`[num_rows, len(names)]`; an empty cell is NaN."""
+    matrix = np.empty((num_rows, len(names)), dtype)
     with np.errstate(over="ignore"):
         for position, name in enumerate(names):
             matrix[:, position] = columns[name].to_numpy()

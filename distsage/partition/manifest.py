@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
+from distsage.data.encoding import Encoding
 from distsage.data.graph import Task
 
 FORMAT_VERSION = 1
@@ -78,7 +79,7 @@ class Manifest:
         task: what the labels ask for.
         num_trainers_per_host: so many groups of neighbours make up each part, in gid order.
         parts: one entry per part.
-        configuration: the options that the directory was made with.
+        configuration: the options that the directory was made with, and `encoding`.
         versions: of the packages that wrote it.
         files: path inside the directory to size and checksum; all files but the manifest: those
             of `file_names`, neither more nor less.
@@ -95,6 +96,12 @@ class Manifest:
     configuration: Mapping[str, Any]
     versions: Mapping[str, str]
     files: Mapping[str, File]
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """How columns became features, where there is something to say of it."""
+        value = self.configuration.get("encoding")
+        return None if value is None else Encoding.from_json(value)
 
     @property
     def edge_cut(self) -> int:
@@ -164,6 +171,9 @@ class Manifest:
             ends = [0, *(high for _, high in ranges)]
             if [low for low, _ in ranges] != ends[:-1] or ends != sorted(ends) or ends[-1] != total:
                 raise ValueError(f"the {what} of its parts do not add up to its {total} {what}")
+        encoding = self.encoding
+        if encoding is not None and encoding.num_features != self.num_features:
+            raise ValueError("its columns do not become as many features as it has")
         if self.edge_cut != edge_cut:
             raise ValueError("the cut edges of its parts do not add up to its edge cut")
         for index, part in enumerate(self.parts):

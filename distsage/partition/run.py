@@ -93,6 +93,7 @@ def partition(
         "seed": seed,
         "fan_out": list(fan_out),
         "batch_size": batch_size,
+        "encoding": None if graph.encoding is None else graph.encoding.to_json(),
     }
     with explain_write_errors(output, "--output"), atomic_directory(output) as directory:
         with _timed(f"assigning nodes to {num_trainers} parts ({method})"):

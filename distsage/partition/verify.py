@@ -111,5 +111,6 @@ def load_parts(path: Path) -> tuple[Graph, int]:
         val_mask=rows["val_mask"].astype(bool),
         test_mask=rows["test_mask"].astype(bool),
         original_ids=parts.original_ids(),
+        encoding=manifest.encoding,
     )
     return graph, manifest.edge_cut

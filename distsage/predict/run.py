@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distsage.config import PredictConfig, ReadingOptions
+from distsage.data.encoding import Encoding, disagreement
 from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.features.matrix import feature_rows
@@ -53,7 +54,7 @@ def predict(config: PredictConfig) -> None:
             "describes; train again"
         ) from error
     model.eval()
-    graph = _load_graph(config, description["config"])
+    graph = _load_graph(config, description)
     for what, trained, found in (
         ("features", model.shape["in_features"], graph.num_features),
         ("classes", model.shape["num_classes"], graph.num_classes),
@@ -87,21 +88,28 @@ def _check_output(path: Path) -> None:
         raise UserError(f"--output {path}: there is no directory {path.parent}; make it first")
 
 
-def _load_graph(config: PredictConfig, trained: dict[str, Any]) -> Graph:
-    """The graph that the run was trained on, read as the run read it.
+def _load_graph(config: PredictConfig, description: dict[str, Any]) -> Graph:
+    """The graph that the run was trained on, or one like it, read as the run read it.
 
     Args:
-        config: says where the graph lies now, if it has moved.
-        trained: the run's configuration: of `distsage train` or `distsage local`.
+        config: says where the graph lies now, if it has moved, or which other one to take.
+        description: what the run's model file says beside the weights.
     """
+    trained = description["config"]
+    saved = description.get("encoding")
+    encoding = None if saved is None else Encoding.from_json(saved)
+    parts, dataset = config.parts, config.dataset
     recorded = trained.get("parts") or trained.get("conf_file")
-    if recorded is not None and config.dataset is not None:
-        raise UserError(
-            f"the model in {config.run_dir} was trained on the parts {recorded}, not on a dataset; "
-            "name where they lie now with --parts"
-        )
-    parts = config.parts
-    if parts is None and recorded is not None:
+    reading = trained
+    if recorded is not None and dataset is not None:
+        # The model says how its parts were read, if `distsage train` made it.
+        reading = description["content"]
+        if reading.get("feature_norm") is None:
+            raise UserError(
+                f"the model in {config.run_dir} was trained on the parts {recorded}, not on a "
+                "dataset; name where they lie now with --parts"
+            )
+    elif recorded is not None and parts is None:
         parts = Path(recorded)
         if not parts.exists():
             raise UserError(
@@ -109,13 +117,27 @@ def _load_graph(config: PredictConfig, trained: dict[str, Any]) -> Graph:
                 "there; name where they lie now with --parts"
             )
     if parts is not None:
-        return load_parts(parts)[0]
+        graph = load_parts(parts)[0]
+        difference = disagreement(encoding, graph.encoding)
+        if difference is not None:
+            raise UserError(
+                f"the features in the parts {parts} are not those of the model in "
+                f"{config.run_dir}: {difference}; name the parts that it was trained on, or what "
+                "they were made of with --dataset"
+            )
+        return graph
     from distsage.data.datasets import load_graph
 
-    reading = {field.name: trained[field.name] for field in fields(ReadingOptions)}
-    if reading["dataset_root"] is not None:
-        reading["dataset_root"] = Path(reading["dataset_root"])
-    return load_graph(config.dataset or trained["dataset"], **reading, seed=trained["seed"])
+    options = {
+        option.name: reading.get(option.name, option.default) for option in fields(ReadingOptions)
+    }
+    if options["feature_norm"] == "standard":
+        options["feature_norm"] = "none"  # the encoding has the run's numbers, if there are any
+    if options["dataset_root"] is not None:
+        options["dataset_root"] = Path(options["dataset_root"])
+    return load_graph(
+        dataset or trained["dataset"], **options, seed=trained["seed"], encoding=encoding
+    )
 
 
 def _probabilities(logits: Tensor, multilabel: bool) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distsage.data.encoding import Encoding, disagreement
 from distsage.errors import UserError
 from distsage.train.metrics import Scores
 from distsage.train.tensor_file import DamagedError, read_tensors, write_tensors
@@ -39,6 +40,7 @@ class Origin:
         trainers: how many there are.
         versions: of the packages that compute.
         config: every option.
+        encoding: how columns became features (`Encoding.to_json`); None: there is nothing to say.
     """
 
     command: str
@@ -52,6 +54,7 @@ class Origin:
     trainers: int
     versions: Mapping[str, str]
     config: Mapping[str, Any]
+    encoding: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,16 @@ def going_on(saved: Origin, now: Origin, where: Path) -> tuple[bool, list[str]]:
                 f"{where} is of another {what} ({_difference(was, is_now)}); name another "
                 "--run-dir, or give --resume never to train from the beginning"
             )
+    encodings = (
+        None if each is None else Encoding.from_json(each)
+        for each in (saved.encoding, now.encoding)
+    )
+    other_features = disagreement(*encodings)
+    if other_features is not None:
+        raise UserError(
+            f"{where} is of other features ({other_features}); name another --run-dir, or give "
+            "--resume never to train from the beginning"
+        )
     if saved.command == now.command == "local" and saved.checksum != now.checksum:
         raise UserError(
             f"{where} is of another graph of the name and size of {now.graph}; name another "

@@ -245,6 +245,7 @@ def _origin_of(config: LocalConfig, device: torch.device, graph: Graph) -> Origi
         trainers=1,
         versions=versions(),
         config=plain(asdict(config)),
+        encoding=None if graph.encoding is None else graph.encoding.to_json(),
     )
 
 

@@ -141,6 +141,7 @@ def origin_of(job: Job) -> Origin:
         trainers=job.assignment.num_trainers,
         versions=versions(),
         config=plain(asdict(config)),
+        encoding=None if manifest.encoding is None else manifest.encoding.to_json(),
     )
 
 

@@ -282,7 +282,10 @@ TABLES = {
         lambda edges, nodes: edit(nodes, "label", 5, "cat"),
         ["nodes.csv", "cannot be read", "cat"],
     ),
-    "empty feature": (lambda edges, nodes: edit(nodes, "f1", 5, None), ["NaN", "row 5"]),
+    "empty feature": (
+        lambda edges, nodes: edit(nodes, "f1", 5, None),
+        ["column 'f1' has no value in row 6", "1 cells have none", "--fill mean"],
+    ),
     "unknown split": (
         lambda edges, nodes: edit(nodes, "split", 5, "dev"),
         ["'dev'", "train, val, test or empty"],

@@ -19,9 +19,9 @@ from tests.unit.data_files import SRC, small_arrays, tables, write
 from tests.unit.fuzzing import damaged, examples, success_or_one_sentence
 
 
-def load(path) -> None:
+def load(path, **options) -> None:
     with success_or_one_sentence():
-        load_graph(str(path))
+        load_graph(str(path), **options)
 
 
 def npz(arrays: dict[str, np.ndarray], compressed: bool = True) -> bytes:
@@ -148,6 +148,13 @@ def test_tables(good_tables, suffix, stem):
 
 CELLS = ["", "nan", "inf", "-1", "1e400", "9" * 5000, "x", "é", '"', "\0", "0x1", "1.5", "true"]
 
+OPTIONS = [
+    {},
+    {"categorical": "f1", "fill": "mean"},
+    {"categorical": "f0,f1"},
+    {"fill": "zero", "feature_norm": "standard"},
+]
+
 
 @examples(150)
 @given(data=st.data())
@@ -166,7 +173,8 @@ def test_cells_of_tables(data, tmp_path_factory):
                 st.sampled_from(["", "id", "label", "label_0", "label_" + "9" * 5000, "train_mask"])
             )
             table.columns = names
-    load(write(directory, edges, nodes))
+    options = data.draw(st.sampled_from(OPTIONS))
+    load(write(directory, edges, nodes), **options)
 
 
 # --- the sets that are downloaded
