@@ -289,8 +289,8 @@ def _refuse_missing(raw: RawGraph, names: Sequence[str], do_what: str) -> None:
         row, name = min(firsts)
         raise UserError(
             f"{raw.origin}: the column {name!r} has no value in row {row + 1} of the node table "
-            f"(rows count from 1, without the header); {count:,} cells have none: write them, or "
-            f"{do_what} with --fill mean or --fill zero"
+            f"(rows count from 1, without the header; cells without a value: {count:,}); write "
+            f"them, or {do_what} with --fill mean or --fill zero"
         )
 
 
@@ -394,8 +394,8 @@ def _one_hot(raw: RawGraph, encoding: Encoding) -> scipy.sparse.csr_matrix:
     if any(unseen.values()):
         counts = ", ".join(f"{name} {count:,}" for name, count in unseen.items() if count)
         logger.warning(
-            "%s: %s category cells have values that the model was not trained on (%s); their "
-            "one-hot columns are all zero",
+            "%s: cells with a category that the model was not trained on: %s (%s); their one-hot "
+            "columns are all zero",
             *(raw.origin, f"{sum(unseen.values()):,}", counts),
         )
     there = columns >= 0

@@ -107,3 +107,23 @@ def test_three_classes(tmp_path: Path) -> None:
     graph = planted("three")
     write_tables(graph, tmp_path / "three")
     check(graph, tmp_path / "three", tmp_path, ranks=4)
+
+
+def test_a_table_with_categories_by_its_parts_and_by_itself(tmp_path: Path) -> None:
+    """Parts are standardised when they are made, the table when it is predicted for: both once."""
+    graph = planted("mixed")
+    dataset = tmp_path / "mixed"
+    write_tables(graph, dataset)
+    header, *rows = (dataset / "nodes.csv").read_text().splitlines()
+    rows = [f"{row},{'abc'[v % 3] if v % 7 else ''}" for v, row in enumerate(rows)]
+    (dataset / "nodes.csv").write_text("\n".join([f"{header},letter", *rows]) + "\n")
+    reading = ("--categorical", "letter", "--fill", "mean", "--feature-norm", "standard")
+    parts, run_dir = tmp_path / "parts", tmp_path / "run"
+    distsage("partition", "--dataset", dataset, "--num-parts", 2, "--output", parts, *reading)
+    train(4, parts, run_dir, *OPTIONS, hosts=2)
+    predict = ("predict", "--run-dir", run_dir, "--output")
+    distsage(*predict, tmp_path / "parts.npz")
+    distsage(*predict, tmp_path / "table.npz", "--dataset", dataset)
+    with np.load(tmp_path / "parts.npz") as one, np.load(tmp_path / "table.npz") as other:
+        assert one["ids"].tolist() == other["ids"].tolist()
+        np.testing.assert_allclose(one["values"], other["values"], rtol=1e-4, atol=1e-6)

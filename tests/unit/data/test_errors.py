@@ -284,7 +284,7 @@ TABLES = {
     ),
     "empty feature": (
         lambda edges, nodes: edit(nodes, "f1", 5, None),
-        ["column 'f1' has no value in row 6", "1 cells have none", "--fill mean"],
+        ["column 'f1' has no value in row 6", "cells without a value: 1", "--fill mean"],
     ),
     "unknown split": (
         lambda edges, nodes: edit(nodes, "split", 5, "dev"),

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from distsage.data.encoding import Encoding
 from distsage.errors import UserError
 from distsage.launch.stage import stage_part, staged_path, sweep_staged
 from distsage.partition.parts import Parts
@@ -120,6 +121,10 @@ WRONG = {
     "another task": lambda v: v.update(task="regression"),
     "a task that is no text": lambda v: v.update(task=[]),
     "a configuration that is none": lambda v: v.update(configuration=3),
+    "an encoding that is none": lambda v: v["configuration"].update(encoding={"names": 7}),
+    "an encoding of more features": lambda v: v["configuration"].update(
+        encoding=Encoding(v["num_features"] + 1).to_json()
+    ),
 }
 
 

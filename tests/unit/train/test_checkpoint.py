@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsage.config import LocalConfig
+from distsage.data.encoding import Encoding
 from distsage.errors import UserError
 from distsage.features.slots import local_input
 from distsage.sampling.sampler import Sampler
@@ -35,6 +36,7 @@ FEATURES = torch.from_numpy(np.random.default_rng(0).random((80, 5), np.float32)
 LABELS = torch.arange(80) % 3
 PLAN = SeedPlan(np.arange(40), [40], 10, 7, 0)  # four steps
 EPOCHS = 5
+STANDARD = Encoding(5, mean=(0.5,) * 5, deviation=(1.0,) * 5)
 
 Source = Callable[[int, int, Mapping[int, int]], Iterator[Batch]]
 
@@ -217,8 +219,9 @@ def test_never_moves_what_is_there_aside(tmp_path: Path) -> None:
         ({"content": {"nodes": 81}}, r"is of another graph \(nodes 80, not 81\)"),
         ({"task": "multilabel"}, r"is of another task \(multiclass, not multilabel\)"),
         ({"num_hidden": 16}, r"is of another model \(hidden 8, not 16\)"),
+        ({"encoding": STANDARD.to_json()}, r"is of other features \(theirs are standardised, and"),
     ],
-    ids=["name", "size", "task", "model"],
+    ids=["name", "size", "task", "model", "features"],
 )
 def test_another_graph_task_or_model_is_refused(
     changes: dict[str, object], sentence: str, tmp_path: Path
