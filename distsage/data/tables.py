@@ -87,7 +87,7 @@ def read_tables(
         raise UserError(
             f"{node_path} has no feature column beside {_shown(', '.join(nodes.names))}"
         )
-    columns = nodes.read({name: pa.float64() for name in labels + dense})
+    columns = _read_numbers(nodes, labels, dense)
     label_matrix = _matrix(columns, labels, len(ids), np.float64)
     return RawGraph(
         origin=str(directory),
@@ -284,6 +284,17 @@ def _in_order(values: Sequence[str]) -> list[str]:
     """Integers by size, if all are spelled as usual; or else texts."""
     usual = re.compile(r"0|-?[1-9][0-9]{0,30}")
     return sorted(values, key=int if all(map(usual.fullmatch, values)) else None)
+
+
+def _read_numbers(nodes: _Table, labels: list[str], dense: list[str]) -> dict[str, pa.ChunkedArray]:
+    try:
+        return nodes.read_unchecked({name: pa.float64() for name in labels + dense})
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        nodes.read({name: pa.float64() for name in labels})
+        raise UserError(
+            f"{nodes.path} cannot be read as a table: {_shown(error)}; if a column holds "
+            "categories, name it with --categorical"
+        ) from error
 
 
 def _matrix(

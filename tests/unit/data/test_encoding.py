@@ -182,6 +182,15 @@ def test_standardised_by_the_train_nodes(tmp_path: Path, monkeypatch: pytest.Mon
         load_graph(str(tmp_path / "h.npz"), feature_norm="standard")
 
 
+def test_what_is_constant_in_many_rows_becomes_zero(tmp_path: Path) -> None:
+    edges, nodes = mixed(num_nodes=30_001)
+    nodes = nodes.drop(columns=["City", "job"]).assign(age=0.1, income=np.float32(1e30))
+    graph = load_graph(write(tmp_path / "g", edges, nodes, ".parquet"), feature_norm="standard")
+    assert not graph.features.any()
+    assert graph.encoding is not None
+    assert graph.encoding.deviation == (0, 0)
+
+
 def test_what_is_not_standardised(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     edges, nodes = mixed()
     graph = load_graph(

@@ -276,7 +276,7 @@ TABLES = {
     ),
     "word among features": (
         lambda edges, nodes: edit(nodes, "f1", 5, "red"),
-        ["nodes.csv", "cannot be read", "red"],
+        ["nodes.csv", "cannot be read", "red", "name it with --categorical"],
     ),
     "word as label": (
         lambda edges, nodes: edit(nodes, "label", 5, "cat"),
