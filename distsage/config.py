@@ -198,6 +198,10 @@ class TrainingOptions(FeatureOptions):
     on_nan: Literal["stop", "rollback"] = "stop"
     """When the loss is no number: stop, or go back to the last checkpoint and draw other neighbours
     and dropout for the rest of that epoch; stops after three such attempts."""
+    input_layer: Literal["auto", "gather", "multiply"] = "auto"
+    """Layer 1 averages feature rows and multiplies the means (gather; fills sparse rows in), or
+    multiplies each distinct row of a batch and averages the products (multiply); auto takes what is
+    less work, by counts."""
 
     def __post_init__(self) -> None:
         if self.run_dir == _RUN_DIR:
@@ -289,15 +293,8 @@ class JobOptions(FeatureOptions):
             f"--cache-bytes is {self.cache_bytes}; it must be 0 or more",
         )
 
-    def cache_rows(self, num_remote: int, row_bytes: int) -> int:
-        """How many feature rows a host may cache.
-
-        Args:
-            num_remote: nodes that other parts own; the ratio counts these.
-            row_bytes: of one feature row.
-        """
-        if self.cache_bytes is not None:
-            return min(num_remote, self.cache_bytes // row_bytes)
+    def cache_rows(self, num_remote: int) -> int:
+        """How many of the feature rows of other parts a host caches by the ratio."""
         ratio = DEFAULT_CACHE_RATIO if self.cache_ratio is None else self.cache_ratio
         return int(num_remote * ratio)
 
@@ -356,10 +353,6 @@ class LocalConfig(ReadingOptions, TrainingOptions):
     """Directory that `distsage partition` wrote."""
     ignore_edges: bool = False
     """Train without the graph: what the features alone give, for comparison."""
-    input_layer: Literal["auto", "gather", "multiply"] = "auto"
-    """Layer 1 averages feature rows and multiplies the means (gather; fills sparse rows in), or
-    multiplies each distinct row of a batch and averages the products (multiply); auto takes what is
-    less work, by counts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from distsage.config import TrainConfig
+from distsage.data.sparse_rows import SparseRows
 from distsage.errors import UserError
+from distsage.features.matrix import Features, rows_between
 from distsage.features.rows import PULL_ROWS
 from distsage.launch.watch.progress import Mark, State
 from distsage.limits import human_bytes
@@ -42,20 +44,22 @@ def ranking_note(parts: Manifest, config: TrainConfig) -> str | None:
 
 def fill_cache(
     gids: np.ndarray,
-    like: Tensor,
-    pull: Callable[[np.ndarray], Tensor],
+    like: Features,
+    counts: np.ndarray | None,
+    pull: Callable[[np.ndarray], Features],
     segment: Path,
     *,
     share: int,
     num_shares: int,
     barrier: Callable[[], None],
     mark: Mark,
-) -> Tensor:
+) -> Features:
     """Rows of `gids` in memory that the trainers of this host share. Collective over all trainers.
 
     Args:
         gids: int64 `[c]`, what to cache, the same on all trainers of the host.
-        like: `[., F]`, a table whose width and type the rows have.
+        like: `[., F]`, features whose width and type the rows have.
+        counts: int64 `[c]`, how many numbers each row has, where they are sparse.
         pull: rows of ascending gids (int64), from their servers.
         segment: the file in shared memory, named for this job and host; gone when this returns.
         share: which of `num_shares` equal shares this trainer fills; share 0 makes the file.
@@ -69,25 +73,61 @@ def fill_cache(
     Raises:
         UserError: the host's shared memory is too small.
     """
-    width = like.shape[1]
     makes_it = share == 0 and len(gids) > 0
-    num_bytes = len(gids) * width * like.element_size()
+    num_bytes = _num_bytes(len(gids), like, counts)
     with _new_segment(segment, num_bytes) if makes_it else contextlib.nullcontext():
+        if makes_it and counts is not None:
+            bounds = _mapped(segment, 8 * (len(gids) + 1)).view(torch.int64)
+            torch.cumsum(torch.from_numpy(counts), 0, out=bounds[1:])
         barrier()
+        rows: Features
         if len(gids) == 0:
-            rows = like.new_empty(0, width)
+            rows = rows_between(like, 0, 0)
+        elif isinstance(like, SparseRows):
+            rows = _sparse_view(_mapped(segment, num_bytes), len(gids), like)
         else:
-            size = len(gids) * width
-            rows = torch.from_file(str(segment), shared=True, size=size, dtype=like.dtype)
-            rows = rows.view(len(gids), width)
+            rows = _mapped(segment, num_bytes).view(like.dtype).view(len(gids), like.shape[1])
         begin, end = (len(gids) * i // num_shares for i in (share, share + 1))
         for first in range(begin, end, PULL_ROWS):
             mark(f"filling the cache: {first - begin} of {end - begin} rows", State.WAITING)
             chunk = gids[first : min(first + PULL_ROWS, end)]
             order = np.argsort(chunk)
-            rows[first + torch.from_numpy(order)] = pull(chunk[order])
+            pulled = pull(chunk[order])
+            if isinstance(rows, SparseRows):
+                assert isinstance(pulled, SparseRows)
+                assert counts is not None
+                expected = counts[first : first + len(chunk)][order]
+                assert (pulled.counts.numpy() == expected).all(), "rows are as long as was said"
+                rows.put(first + order, pulled, np.arange(len(chunk)))
+            else:
+                assert isinstance(pulled, Tensor)
+                rows[first + torch.from_numpy(order)] = pulled
         barrier()
     return rows
+
+
+def _num_bytes(num_rows: int, like: Features, counts: np.ndarray | None) -> int:
+    """What the rows take: a table, or bounds, columns and values one after the other."""
+    if not isinstance(like, SparseRows):
+        return num_rows * like.shape[1] * like.element_size()
+    assert counts is not None
+    value_bytes = 0 if like.values is None else like.values.element_size()
+    return 8 * (num_rows + 1) + int(counts.sum()) * (4 + value_bytes)
+
+
+def _mapped(segment: Path, num_bytes: int) -> Tensor:
+    """The first bytes of a segment, shared: uint8 `[num_bytes]`."""
+    return torch.from_file(str(segment), shared=True, size=num_bytes, dtype=torch.uint8)
+
+
+def _sparse_view(memory: Tensor, num_rows: int, like: SparseRows) -> SparseRows:
+    """Sparse rows in memory, whose bounds are there already."""
+    end = 8 * (num_rows + 1)
+    indptr = memory[:end].view(torch.int64)
+    columns_end = end + 4 * int(indptr[-1])
+    columns = memory[end:columns_end].view(torch.int32)
+    values = None if like.values is None else memory[columns_end:].view(like.values.dtype)
+    return SparseRows(indptr, columns, values, like.width)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,6 @@
-"""How layer 1 computes: gather first, multiply first, or sparse. Local run; decided once per run.
+"""How layer 1 computes: gather first, multiply first, or sparse. Decided once per run.
+
+Runs on trainer ranks and in the local run.
 
 The mean is linear, so a layer may multiply rows before it averages them. Whether that is less work
 depends on counts: a batch whose picks lead to the same rows again and again multiplies each of them
@@ -7,9 +9,6 @@ elsewhere multiplies more rows than it has destinations.
 """
 
 from typing import Literal, NamedTuple
-
-import numpy as np
-import scipy.sparse
 
 from distsage.sampling.batch import MiniBatch
 
@@ -21,6 +20,26 @@ Way = Literal["gather", "multiply", "sparse"]
 _BACKWARD_OF_MEANS, _BACKWARD_OF_ROWS = 0.6, 1.1
 # a float32 that is read from memory, and one from the cache that holds the weight or products.
 _READ, _CACHED = 20.0, 20.0
+
+
+class BatchCounts(NamedTuple):
+    """What the work of layer 1 depends on.
+
+    Attributes:
+        num_dst: nodes whose layer 1 is computed.
+        num_src: distinct rows that it needs.
+        picks: edges to them.
+    """
+
+    num_dst: int
+    num_src: int
+    picks: int
+
+    @classmethod
+    def of(cls, batch: MiniBatch) -> "BatchCounts":
+        """Of a batch with numbered inputs."""
+        assert batch.input_gid is not None
+        return cls(len(batch.dst_gid), len(batch.input_gid), len(batch.input_edges.indices))
 
 
 class InputChoice(NamedTuple):
@@ -37,22 +56,21 @@ class InputChoice(NamedTuple):
 
 def choose_input_layer(
     wanted: Literal["auto", "gather", "multiply"],
-    features: "np.ndarray | scipy.sparse.csr_matrix",
+    width: int,
+    per_row: float | None,
     out_width: int,
-    batch: MiniBatch,
+    batch: BatchCounts,
 ) -> InputChoice:
     """Choose from counts; a pure function of its arguments, so that a run that goes on agrees.
 
     Args:
         wanted: `--input-layer`.
-        features: `[N, F]`.
+        width: F.
+        per_row: numbers that a sparse row has in the mean; None for dense features.
         out_width: H, of layer 1.
-        batch: of the run, with numbered inputs.
+        batch: of the run.
     """
-    assert batch.input_gid is not None
-    width = int(features.shape[1])
-    num_dst, num_src = len(batch.dst_gid), len(batch.input_gid)
-    picks = len(batch.input_edges.indices)
+    num_dst, num_src, picks = batch
     counts = (
         f"{width:,} columns, {out_width:,} units; {num_src:,} distinct rows for {picks:,} picks of "
         f"{num_dst:,} nodes in a batch"
@@ -65,8 +83,7 @@ def choose_input_layer(
         + num_src * width * _READ
         + averaging,
     }
-    if not isinstance(features, np.ndarray):
-        per_row = features.nnz / features.shape[0]
+    if per_row is not None:
         counts = f"{per_row:.1f} of {counts}"
         work["sparse"] = 2 * (num_src + num_dst) * per_row * out_width * _CACHED + averaging
     way = min(work, key=lambda name: work[name])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distsage.features.matrix import Features
 from distsage.features.slots import PartlyResident, gather_rows
 
 _SHARE_OF_GPU = 0.5
@@ -32,15 +33,17 @@ class ResidentRows:
         return (slots >= self.first) & (slots < self.first + len(self.rows))
 
 
-def keep_on_gpu(own: Tensor, cached: Tensor, device: torch.device) -> ResidentRows | None:
+def keep_on_gpu(own: Features, cached: Features, device: torch.device) -> ResidentRows | None:
     """Copy own and cached rows to a GPU as far as they fit: both, or the cached ones, or none.
+
+    Sparse rows are not kept there.
 
     Args:
         own: `[n, F]`, the rows of the first slots.
         cached: `[c, F]`, those of the next ones.
         device: None is returned for a CPU.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or not isinstance(own, Tensor) or not isinstance(cached, Tensor):
         return None
     room = torch.cuda.mem_get_info(device)[0] * _SHARE_OF_GPU
     for first, tables in ((0, (own, cached)), (len(own), (cached,))):

@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from distsage.features.matrix import Features, SparseRows
+from distsage.data.sparse_rows import SparseRows, gather_sparse_rows
+from distsage.features.matrix import Features
 from distsage.features.resident import ResidentRows, input_rows
 from distsage.features.slots import (
     FoundSlots,
@@ -87,24 +88,28 @@ class PartRows:
         part: this host's.
         own: `[n, F]`, its rows, in place in the server's memory.
         cached_gid: int64 `[c]`, nodes of other parts whose rows are kept here as well.
-        cached: `[c, F]`, their rows.
+        cached: `[c, F]`, their rows, dense or sparse as the own ones.
         pull: rows of gids (int64 `[n]`, those of each part together, parts in ascending order)
             from their servers; blocks. Several threads may call it.
         resident: what is on the GPU.
+        multiplies: layer 1 multiplies before it averages; otherwise sparse rows are filled in.
+        in_place: it reads dense rows where they are, by kernels.
     """
 
     offsets: np.ndarray
     part: int
-    own: Tensor
+    own: Features
     cached_gid: np.ndarray
-    cached: Tensor
-    pull: Callable[[np.ndarray], Tensor]
+    cached: Features
+    pull: Callable[[np.ndarray], Features]
     resident: ResidentRows | None = None
+    multiplies: bool = False
+    in_place: bool = True
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of one row, in memory and on the network."""
-        return self.own.shape[1] * self.own.element_size()
+    def numbers_inputs(self) -> bool:
+        """Whether the inputs of batches have to be numbered."""
+        return self.multiplies or not self.in_place or isinstance(self.own, SparseRows)
 
     def new_finder(self) -> "PartRowFinder":
         """What makes layer 1 of batches; each thread has its own."""
@@ -120,29 +125,67 @@ class PartRowFinder:
         # As in a topology: code that is compiled for its type serves all gids.
         self._gid_type = np.int32 if rows.offsets[-1] < 2**31 else np.int64
 
-    def input_layer(self, sampled: MiniBatch) -> tuple[InputLayer, dict[str, int]]:
+    def input_layer(
+        self, sampled: MiniBatch
+    ) -> tuple[InputLayer | MultipliedInput, dict[str, int]]:
         """See `RowFinder`."""
         if sampled.input_gid is None:
             found = self._slot_map.find(sampled.input_edges.indices, sampled.dst_gid)
-            inputs = found.input(sampled.input_edges.indptr, self._tables(found))
         else:
             found = self._slot_map.find(sampled.input_gid, sampled.input_gid[:0])
-            rows = input_rows(self._tables(found), found.slots, self._rows.resident)
-            inputs = gathered_input(sampled, rows)
+        missed = self._rows.pull(found.missed_gid)
+        if isinstance(missed, SparseRows):
+            inputs = self._sparse_input(sampled, found, missed)
+            received = missed.sent_bytes
+        else:
+            inputs = self._dense_input(sampled, found, missed)
+            received = missed.nbytes
         num_missed = len(found.missed_gid)
         return inputs, {
             "input_nodes": found.num_own + found.num_cached + num_missed,
             "local_rows": found.num_own,
             "cached_rows": found.num_cached,
             "missed_rows": num_missed,
-            "received_bytes": num_missed * self._rows.row_bytes,
+            "received_bytes": received,
         }
 
-    def fetch(self, gids: Tensor) -> Tensor:
+    def _dense_input(
+        self, sampled: MiniBatch, found: FoundSlots, missed: Tensor
+    ) -> InputLayer | MultipliedInput:
+        rows = self._rows
+        tables = self._tables(missed)
+        if sampled.input_gid is None:
+            return found.input(sampled.input_edges.indptr, tables)
+        if rows.multiplies and rows.in_place:
+            return multiplied_input(sampled, TableRows(tables, found.slots))
+        gathered = input_rows(tables, found.slots, rows.resident)
+        return (multiplied_input if rows.multiplies else gathered_input)(sampled, gathered)
+
+    def _sparse_input(
+        self, sampled: MiniBatch, found: FoundSlots, missed: SparseRows
+    ) -> InputLayer | MultipliedInput:
+        taken = gather_sparse_rows(self._sparse_tables(missed), found.slots)
+        if self._rows.multiplies:
+            return multiplied_input(sampled, taken)
+        return gathered_input(sampled, taken.filled_in())
+
+    def fetch(self, gids: Tensor) -> Features:
         """Feature rows of any distinct gids (int64 `[n]`), in that order. Blocks."""
         wanted = gids.numpy().astype(self._gid_type)
         found = self._slot_map.find(wanted, wanted[:0])
-        return gather_rows(self._tables(found), found.slots)
+        missed = self._rows.pull(found.missed_gid)
+        if isinstance(missed, SparseRows):
+            return gather_sparse_rows(self._sparse_tables(missed), found.slots)
+        return gather_rows(self._tables(missed), found.slots)
 
-    def _tables(self, found: FoundSlots) -> tuple[Tensor, Tensor, Tensor]:
-        return self._rows.own, self._rows.cached, self._rows.pull(found.missed_gid)
+    def _tables(self, missed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        own, cached = self._rows.own, self._rows.cached
+        assert isinstance(own, Tensor)
+        assert isinstance(cached, Tensor)
+        return own, cached, missed
+
+    def _sparse_tables(self, missed: SparseRows) -> tuple[SparseRows, SparseRows, SparseRows]:
+        own, cached = self._rows.own, self._rows.cached
+        assert isinstance(own, SparseRows)
+        assert isinstance(cached, SparseRows)
+        return own, cached, missed

@@ -70,29 +70,31 @@ def split_slots(
 
 
 @compiled
-def take_rows(
+def copy_rows(
+    out_indptr: np.ndarray,
+    out_columns: np.ndarray,
+    out_values: np.ndarray,
+    at: np.ndarray,
     indptr: np.ndarray,
     columns: np.ndarray,
     values: np.ndarray,
     slots: np.ndarray,
-    out_indptr: np.ndarray,
-    out_columns: np.ndarray,
-    out_values: np.ndarray,
 ) -> None:
     """Copy the numbers of sparse rows, one row after the other; waits for memory.
 
     Args:
-        indptr: int64 `[n + 1]`; row i has the numbers [indptr[i], indptr[i + 1]).
+        out_indptr: int64 `[. + 1]`; row i gets the numbers [out_indptr[i], out_indptr[i + 1]).
+        out_columns, out_values: to fill, as columns and values are.
+        at: integer `[m]`, which rows are filled.
+        indptr: int64 `[. + 1]`, of the rows that are copied.
         columns: int32 `[nnz]`.
         values: `[nnz]`, or `[0]`: there are none.
-        slots: integer `[m]`, which rows.
-        out_indptr: int64 `[m + 1]`, of the copied rows.
-        out_columns, out_values: to fill, likewise.
+        slots: integer `[m]`, which rows are copied; as long as those that they fill.
     """
     for i in range(len(slots)):
         first = indptr[slots[i]]
-        begin = out_indptr[i]
-        for k in range(out_indptr[i + 1] - begin):
+        begin = out_indptr[at[i]]
+        for k in range(out_indptr[at[i] + 1] - begin):
             out_columns[begin + k] = columns[first + k]
             if len(values) > 0:
                 out_values[begin + k] = values[first + k]

@@ -18,6 +18,8 @@ from distsage.config import JobOptions
 from distsage.errors import UserError
 from distsage.launch.ports import FIRST_PORT, LAST_PORT, listen
 from distsage.limits import SHARED_MEMORY, free_memory, free_shared_memory, human_bytes
+from distsage.partition.kept_rows import cached_bytes, cached_gids, own_bytes
+from distsage.partition.manifest import NODE_DATA
 from distsage.partition.parts import Parts
 
 MPICH_SEGMENT = "mpich_shm_"
@@ -26,9 +28,9 @@ MAX_CLOCK_SKEW_SECONDS = 30.0
 # How long a host may take to answer a connection attempt of another.
 REACH_SECONDS = 5.0
 _MOST_ROWS = 2**31 - 1
-_FEATURE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# DGL's servers make 12 segments, each of whole pages, the largest small one of one page.
-_ROUNDING_BYTES = 13 * mmap.PAGESIZE
+# DGL's servers make 12 segments, each of whole pages, the largest small one of one page; sparse
+# features are two more.
+_ROUNDING_BYTES = 15 * mmap.PAGESIZE
 # What a rank takes beyond its data, from the preflight on: DGL, torch and compiled code. Measured:
 # 756 MiB for two servers and two trainers (Linux, x86-64).
 _RANK_BYTES = 190 << 20
@@ -112,12 +114,15 @@ def check_reach(own_host: str, targets: Mapping[str, tuple[str, Sequence[int]]])
 def shared_memory_need(parts: Parts, part: int, config: JobOptions) -> int:
     """Bytes of shared memory that a host takes: its part's graph and node data, and its cache."""
     manifest, summary = parts.manifest, parts.manifest.parts[part]
-    row_bytes = manifest.num_features * _FEATURE_BYTES[config.feat_dtype]
     # All of the graph's file goes to shared memory but the owner of each local node, an int64.
     graph = _graph_bytes(parts, part) - 8 * (summary.num_nodes + summary.halo_nodes)
-    others = manifest.files[f"part{part}/node_feat.dgl"].bytes - _stored_features(parts, part)
-    kept = summary.num_nodes + _cached_rows(parts, part, config)
-    return graph + others + kept * row_bytes + _ROUNDING_BYTES
+    others = manifest.files[f"part{part}/{NODE_DATA}"].bytes
+    if not manifest.features.is_sparse:
+        others -= _stored_features(parts, part)
+    dtype = config.feat_dtype
+    own = own_bytes(manifest, part, dtype)
+    cached = cached_bytes(parts, cached_gids(parts, part, config), dtype)
+    return graph + others + own + cached + _ROUNDING_BYTES
 
 
 def memory_need(parts: Parts, part: int, config: JobOptions, ranks: int) -> int:
@@ -129,21 +134,17 @@ def memory_need(parts: Parts, part: int, config: JobOptions, ranks: int) -> int:
     return shared_memory_need(parts, part, config) + loading + ranks * _RANK_BYTES
 
 
-def _cached_rows(parts: Parts, part: int, config: JobOptions) -> int:
-    """Feature rows of other parts that a host will keep."""
-    manifest = parts.manifest
-    num_remote = manifest.num_nodes - manifest.parts[part].num_nodes
-    row_bytes = manifest.num_features * _FEATURE_BYTES[config.feat_dtype]
-    return min(config.cache_rows(num_remote, row_bytes), len(parts.cache_ranking(part)))
-
-
 def _graph_bytes(parts: Parts, part: int) -> int:
     return parts.manifest.files[f"part{part}/graph.dgl"].bytes
 
 
 def _stored_features(parts: Parts, part: int) -> int:
-    """Bytes of a part's features as its file has them, in float32."""
-    return 4 * parts.manifest.num_features * parts.manifest.parts[part].num_nodes
+    """Bytes of a part's features as a server reads them, in float32: of sparse ones, the values.
+
+    Their columns are copied from a memory map.
+    """
+    features = parts.manifest.features
+    return 4 * parts.manifest.parts[part].feature_numbers if features.has_values else 0
 
 
 def check_num_nodes(parts: Parts, part: int, config: JobOptions) -> None:
@@ -163,7 +164,7 @@ def check_num_nodes(parts: Parts, part: int, config: JobOptions) -> None:
             f"them, together more than the {_MOST_ROWS:,} that can be numbered; use more parts, or "
             "train on fewer nodes"
         )
-    cached = _cached_rows(parts, part, config)
+    cached = len(cached_gids(parts, part, config))
     if cached > most:
         raise UserError(
             f"a cache of {cached:,} rows is too large for part {part} of {manifest.graph_name}: "

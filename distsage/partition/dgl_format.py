@@ -19,7 +19,7 @@ import torch
 from dgl.data.utils import load_tensors, save_tensors
 
 from distsage.data.graph import Topology
-from distsage.partition.manifest import NODE_TYPE, dgl_config
+from distsage.partition.manifest import NODE_DATA, NODE_TYPE, dgl_config
 
 
 def write_part(
@@ -31,7 +31,7 @@ def write_part(
     first_edge: int,
     node_data: Mapping[str, np.ndarray],
 ) -> int:
-    """Write `graph.dgl`, `node_feat.dgl` and an empty `edge_feat.dgl` of one part.
+    """Write `graph.dgl`, the data of the nodes and an empty `edge_feat.dgl` of one part.
 
     The local graph has the part's own nodes first, in gid order, then its halo nodes, in gid order.
 
@@ -77,13 +77,22 @@ def write_part(
         "inner_edge": torch.ones(num_edges, dtype=torch.uint8),
         dgl.EID: torch.arange(first_edge, first_edge + num_edges),
     }
-    features = {f"{NODE_TYPE}/{name}": torch.from_numpy(rows) for name, rows in node_data.items()}
-
     directory.mkdir()
     _save_graph(directory / "graph.dgl", Topology(indptr, indices), node_frame, edge_frame)
-    _save_tensors(directory / "node_feat.dgl", features)
+    write_node_data(directory / NODE_DATA, node_data)
     _save_tensors(directory / "edge_feat.dgl", {})
     return len(halo_gid)
+
+
+def write_node_data(path: Path, node_data: Mapping[str, np.ndarray]) -> None:
+    """Write rows of a part's own nodes by name, as for `write_part`.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    _save_tensors(
+        path, {f"{NODE_TYPE}/{name}": torch.from_numpy(rows) for name, rows in node_data.items()}
+    )
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -156,17 +165,20 @@ def write_config(
     part_method: str,
     node_offsets: np.ndarray,
     edge_offsets: np.ndarray,
+    node_data: str,
 ) -> None:
     """Write the JSON that `dgl.distributed` opens; `path` lies beside the `part<i>` directories."""
 
     def ranges(offsets: np.ndarray) -> list[tuple[int, int]]:
         return [(int(low), int(high)) for low, high in pairwise(offsets)]
 
-    config = dgl_config(graph_name, part_method, ranges(node_offsets), ranges(edge_offsets))
+    config = dgl_config(
+        graph_name, part_method, ranges(node_offsets), ranges(edge_offsets), node_data
+    )
     path.write_text(json.dumps(config, indent=4))
 
 
 def read_node_data(directory: Path) -> dict[str, np.ndarray]:
     """The rows of a part's own nodes by name, `[n, ...]` each, in gid order."""
-    tensors = load_tensors(str(directory / "node_feat.dgl"))
+    tensors = load_tensors(str(directory / NODE_DATA))
     return {name.removeprefix(f"{NODE_TYPE}/"): rows.numpy() for name, rows in tensors.items()}

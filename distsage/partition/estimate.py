@@ -9,6 +9,7 @@ from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
 from distsage.limits import free_disk, free_memory, human_bytes
 from distsage.partition.metis import PartMethod
+from distsage.partition.storage import storage_of
 
 # Measured with DGL 1.1.3 on graphs of 6, 17 and 125 million edges (Linux, x86-64): the METIS
 # process peaked at 0.96, 1.13 and 5.79 GiB; these figures say 0.98, 1.20 and 5.88.
@@ -40,20 +41,26 @@ def estimate(
     nodes, edges = graph.num_nodes, graph.topology.num_edges
     index = graph.topology.indices.itemsize
     label = graph.labels.dtype.itemsize * (graph.labels.shape[1] if graph.labels.ndim == 2 else 1)
-    row = 4 * graph.num_features + label + 3
+    dense = 4 * graph.num_features * nodes
+    features, stock = dense, 0
+    if not isinstance(graph.features, np.ndarray):
+        storage = storage_of(graph)
+        features = 4 * nodes + (8 if storage.has_values else 4) * graph.features.nnz
+        stock = dense + (label + 3) * nodes if storage.for_stock_dgl else 0
+    rows = features + (label + 3) * nodes
     halo = min((num_parts - 1) * nodes, edges)
 
     disk = (
         8 * nodes + index * edges  # topology
         + 17 * edges + 25 * (nodes + halo)  # graph.dgl
-        + row * nodes  # node_feat.dgl
+        + rows + stock  # node_feat.dgl and what lies beside it
         + (8 if graph.original_ids is None else graph.original_ids.itemsize) * nodes
         + index * halo  # cache ranking
     )  # fmt: skip
     # One part at a time: sources as gids and as slots, edge ids, flags.
     share = 1 / num_parts
     writing = (
-        _DGL_BYTES + 40 * nodes + int(share * (edges * (index + 18) + 30 * nodes + row * nodes))
+        _DGL_BYTES + 40 * nodes + int(share * (edges * (index + 18) + 30 * nodes + rows + stock))
     )
     memory = writing
     if method == "metis" and num_parts * num_trainers_per_host > 1:

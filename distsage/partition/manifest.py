@@ -5,18 +5,27 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from distsage.data.encoding import Encoding
 from distsage.data.graph import Task
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 QUALITY = "quality.json"
 INDPTR = "topology/indptr.npy"
 INDICES = "topology/indices.npy"
 ORIGINAL_IDS = "original_ids.npy"
 CACHE_RANKING = "cache_ranking.npy"
+# Sparse features: how many numbers every row of the graph has, and a part's numbers.
+COUNTS = "feature_counts.npy"
+COLUMNS = "feature_columns.npy"
+VALUES = "feature_values.npy"
+# What DGL reads of a part's nodes, and what it reads instead where the features are sparse.
+NODE_DATA = "node_feat.dgl"
+DENSE_NODE_DATA = "dense_feat.dgl"
+DENSE_BOUND_BYTES = 1 << 30
+"""Sparse features that take no more as dense rows are written as such, too, for stock DGL."""
 NODE_TYPE = "_N"
 EDGE_TYPE = "_N:_E:_N"
 
@@ -29,6 +38,33 @@ _HEADER_BYTES = 1 << 12
 
 
 @dataclass(frozen=True)
+class FeatureStorage:
+    """How the features lie in the parts.
+
+    Attributes:
+        kind: dense: float32 rows in DGL's files. sparse: rows as their numbers, beside them.
+        has_values: whether the numbers of sparse rows have values, float32; otherwise all are 1.
+        for_stock_dgl: whether DGL's files have dense rows, so that stock DGL can read features.
+        dense_bound_bytes: sparse features had dense rows written too if these take no more.
+    """
+
+    kind: Literal["dense", "sparse"]
+    has_values: bool
+    for_stock_dgl: bool
+    dense_bound_bytes: int
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether rows lie as their numbers."""
+        return self.kind == "sparse"
+
+    @property
+    def dgl_node_data(self) -> str:
+        """The file of a part that DGL's configuration names for the data of its nodes."""
+        return DENSE_NODE_DATA if self.is_sparse and self.for_stock_dgl else NODE_DATA
+
+
+@dataclass(frozen=True)
 class Part:
     """What one part holds.
 
@@ -38,6 +74,7 @@ class Part:
         halo_nodes: nodes of other parts that its edges come from.
         cut_edges: its edges that come from other parts.
         train_nodes, val_nodes, test_nodes: its nodes in each mask.
+        feature_numbers: how many numbers its features store.
         bytes: the size of its directory's files.
     """
 
@@ -48,6 +85,7 @@ class Part:
     train_nodes: int
     val_nodes: int
     test_nodes: int
+    feature_numbers: int
     bytes: int
 
     @property
@@ -77,6 +115,7 @@ class Manifest:
         graph_name: also names DGL's JSON, `<graph_name>.json`.
         num_nodes, num_edges, num_features, num_classes: of the whole graph; edges are directed.
         task: what the labels ask for.
+        features: how they lie in the parts.
         num_trainers_per_host: so many groups of neighbours make up each part, in gid order.
         parts: one entry per part.
         configuration: the options that the directory was made with, and `encoding`.
@@ -91,6 +130,7 @@ class Manifest:
     num_features: int
     num_classes: int
     task: Task
+    features: FeatureStorage
     num_trainers_per_host: int
     parts: tuple[Part, ...]
     configuration: Mapping[str, Any]
@@ -145,6 +185,7 @@ class Manifest:
             raise ValueError(f"its task is {reprlib.repr(entries['task'])}")
         if not isinstance(entries["parts"], list) or not 0 < len(entries["parts"]) <= _MOST_PARTS:
             raise ValueError("its parts are no list")
+        features = _storage(entries["features"])
         manifest = cls(
             graph_name=graph_name,
             num_nodes=_count(entries["num_nodes"], "num_nodes", least=1),
@@ -152,6 +193,7 @@ class Manifest:
             num_features=_count(entries["num_features"], "num_features", least=1),
             num_classes=_count(entries["num_classes"], "num_classes", least=1),
             task=entries["task"],
+            features=features,
             num_trainers_per_host=_count(
                 entries["num_trainers_per_host"], "num_trainers_per_host", least=1
             ),
@@ -160,7 +202,7 @@ class Manifest:
             ),
             configuration=_fields(entries["configuration"], "its configuration"),
             versions=_fields(entries["versions"], "its versions"),
-            files=_files(entries["files"], file_names(graph_name, len(entries["parts"]))),
+            files=_files(entries["files"], file_names(graph_name, len(entries["parts"]), features)),
         )
         manifest._check_numbers(_count(entries["edge_cut"], "edge_cut"))
         return manifest
@@ -177,35 +219,55 @@ class Manifest:
         if self.edge_cut != edge_cut:
             raise ValueError("the cut edges of its parts do not add up to its edge cut")
         for index, part in enumerate(self.parts):
-            sizes = [self.files[name].bytes for name in part_file_names(index)]
-            rows = self.files[f"part{index}/node_feat.dgl"].bytes
+            sizes = [self.files[name].bytes for name in part_file_names(index, self.features)]
+            table = part.num_nodes * self.num_features
+            dense = (
+                self.files[f"part{index}/{self.features.dgl_node_data}"].bytes
+                if self.features.for_stock_dgl
+                else 4 * table
+            )
             if (
                 part.halo_nodes > self.num_nodes - part.num_nodes
                 or part.cut_edges > part.num_edges
                 or part.train_nodes + part.val_nodes + part.test_nodes > part.num_nodes
                 or part.bytes != sum(sizes)
-                or rows < 4 * part.num_nodes * self.num_features
+                or dense < 4 * table
+                or part.feature_numbers > table
+                or (not self.features.is_sparse and part.feature_numbers != table)
             ):
                 raise ValueError(f"the numbers of part {index} contradict each other")
-        for name, values, widths in (
-            (INDPTR, self.num_nodes + 1, (8,)),
-            (INDICES, self.num_edges, (4, 8)),
-        ):
+        arrays = [(INDPTR, self.num_nodes + 1, (8,)), (INDICES, self.num_edges, (4, 8))]
+        if self.features.is_sparse:
+            arrays.append((COUNTS, self.num_nodes, (4,)))
+            for index, part in enumerate(self.parts):
+                arrays.append((f"part{index}/{COLUMNS}", part.feature_numbers, (4,)))
+                if self.features.has_values:
+                    arrays.append((f"part{index}/{VALUES}", part.feature_numbers, (4,)))
+        for name, values, widths in arrays:
             size = self.files[name].bytes
             if not any(0 < size - values * width <= _HEADER_BYTES for width in widths):
                 raise ValueError(f"{name} cannot have {size} bytes")
 
 
-def part_file_names(part: int) -> list[str]:
+def part_file_names(part: int, features: FeatureStorage) -> list[str]:
     """The files of one part."""
-    names = (CACHE_RANKING, "edge_feat.dgl", "graph.dgl", "node_feat.dgl")
+    names = [CACHE_RANKING, "edge_feat.dgl", "graph.dgl", NODE_DATA]
+    if features.is_sparse:
+        names.append(COLUMNS)
+        if features.has_values:
+            names.append(VALUES)
+        if features.for_stock_dgl:
+            names.append(DENSE_NODE_DATA)
     return [f"part{part}/{name}" for name in names]
 
 
-def file_names(graph_name: str, num_parts: int) -> list[str]:
+def file_names(graph_name: str, num_parts: int, features: FeatureStorage) -> list[str]:
     """The files of a parts directory beside its manifest."""
     shared = [f"{graph_name}.json", ORIGINAL_IDS, QUALITY, INDICES, INDPTR]
-    return [*shared, *(name for part in range(num_parts) for name in part_file_names(part))]
+    if features.is_sparse:
+        shared.append(COUNTS)
+    parts = (part_file_names(part, features) for part in range(num_parts))
+    return [*shared, *(name for names in parts for name in names)]
 
 
 def dgl_config(
@@ -213,6 +275,7 @@ def dgl_config(
     part_method: str,
     node_ranges: Iterable[tuple[int, int]],
     edge_ranges: Iterable[tuple[int, int]],
+    node_data: str,
 ) -> dict[str, Any]:
     """What `<graph_name>.json` holds, which `dgl.distributed` opens.
 
@@ -221,6 +284,7 @@ def dgl_config(
         part_method: how the graph was split.
         node_ranges: [low, high), the gids of each part.
         edge_ranges: likewise of its edges.
+        node_data: the file of each part with the data of its nodes.
     """
     nodes, edges = ([list(each) for each in ranges] for ranges in (node_ranges, edge_ranges))
     config = {
@@ -237,7 +301,7 @@ def dgl_config(
     }
     for part in range(len(nodes)):
         config[f"part-{part}"] = {
-            "node_feats": f"part{part}/node_feat.dgl",
+            "node_feats": f"part{part}/{node_data}",
             "edge_feats": f"part{part}/edge_feat.dgl",
             "part_graph": f"part{part}/graph.dgl",
         }
@@ -269,6 +333,20 @@ def _range(value: Any, what: str) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"{what} are {reprlib.repr(value)}")
     return _count(value[0], what), _count(value[1], what)
+
+
+def _storage(value: Any) -> FeatureStorage:
+    entries = _fields(value, "its features", (field.name for field in fields(FeatureStorage)))
+    for name in ("has_values", "for_stock_dgl"):
+        if type(entries[name]) is not bool:
+            raise ValueError(f"{name} of its features is {reprlib.repr(entries[name])}")
+    if entries["kind"] not in ("dense", "sparse"):
+        raise ValueError(f"the kind of its features is {reprlib.repr(entries['kind'])}")
+    _count(entries["dense_bound_bytes"], "dense_bound_bytes of its features")
+    features = FeatureStorage(**entries)
+    if not features.is_sparse and not (features.has_values and features.for_stock_dgl):
+        raise ValueError("dense features have values, and stock DGL reads them")
+    return features
 
 
 def _part(value: Any, what: str) -> Part:

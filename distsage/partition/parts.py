@@ -11,8 +11,10 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse
 
 from distsage.data.graph import Topology
 from distsage.data.npy import ArrayError, map_array
@@ -21,11 +23,16 @@ from distsage.errors import UserError
 from distsage.files import read_json
 from distsage.partition.manifest import (
     CACHE_RANKING,
+    COLUMNS,
+    COUNTS,
+    DENSE_NODE_DATA,
     FORMAT_VERSION,
     INDICES,
     INDPTR,
     MANIFEST,
+    NODE_DATA,
     ORIGINAL_IDS,
+    VALUES,
     Manifest,
     dgl_config,
     file_names,
@@ -33,6 +40,20 @@ from distsage.partition.manifest import (
 )
 
 _READ_BYTES = 1 << 22
+
+
+class SparseArrays(NamedTuple):
+    """Sparse rows, one after the other (CSR).
+
+    Attributes:
+        indptr: int64 `[n + 1]`; row i has the numbers [indptr[i], indptr[i + 1]).
+        columns: int32 `[nnz]`, a read-only memory map.
+        values: float32 `[nnz]`, likewise; None: every number is 1.
+    """
+
+    indptr: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -122,12 +143,48 @@ class Parts:
         """
         return self._array(f"part{part}/{CACHE_RANKING}", "i", None)
 
-    def load_part(self, part: int) -> dict[str, np.ndarray]:
+    def feature_counts(self) -> np.ndarray:
+        """How many numbers each row of sparse features has: int32 `[N]`, a read-only memory map.
+
+        Raises:
+            UserError: as for `topology`.
+        """
+        return self._array(COUNTS, "i", self.manifest.num_nodes)
+
+    def sparse_features(self, part: int) -> SparseArrays:
+        """The rows of sparse features that a part owns, in gid order.
+
+        Raises:
+            UserError: as for `topology`, or they are no rows of the manifest's width.
+        """
+        low, high = self.manifest.parts[part].nodes
+        numbers = self.manifest.parts[part].feature_numbers
+        indptr = np.zeros(high - low + 1, np.int64)
+        counts = self.feature_counts()[low:high]
+        np.cumsum(counts, out=indptr[1:])
+        columns = self._array(f"part{part}/{COLUMNS}", "i", numbers)
+        values = None
+        if self.manifest.features.has_values:
+            values = self._array(f"part{part}/{VALUES}", "f", numbers)
+        # Kernels read where these say.
+        if (
+            counts.min(initial=0) < 0
+            or indptr[-1] != numbers
+            or columns.min(initial=0) < 0
+            or columns.max(initial=0) >= self.manifest.num_features
+        ):
+            raise UserError(
+                f"{self.path / f'part{part}' / COLUMNS} does not hold the rows that the manifest "
+                f"and {COUNTS} say; partition the graph again"
+            )
+        return SparseArrays(indptr, columns, values)
+
+    def load_part(self, part: int) -> dict[str, Any]:
         """The rows of the nodes that a part owns, by name, in gid order. Imports DGL.
 
         Returns:
-            features float32 `[n, F]`; labels int64 `[n]` or float32 `[n, C]`; train_mask, val_mask
-            and test_mask uint8 `[n]`.
+            features float32 `[n, F]`, a table or a CSR matrix; labels int64 `[n]` or float32
+            `[n, C]`; train_mask, val_mask and test_mask uint8 `[n]`.
 
         Raises:
             UserError: the file is missing, does not have the manifest's size, or holds other rows
@@ -135,7 +192,7 @@ class Parts:
         """
         from distsage.partition.dgl_format import read_node_data
 
-        name = f"part{part}/node_feat.dgl"
+        name = f"part{part}/{NODE_DATA}"
         self._check_size(name)
         rows = read_node_data(self.path / f"part{part}")
         manifest, num_nodes = self.manifest, self.manifest.parts[part].num_nodes
@@ -144,23 +201,33 @@ class Parts:
             if manifest.task == "multilabel"
             else ("int64", (num_nodes,))
         )
-        expected = {
-            "features": ("float32", (num_nodes, manifest.num_features)),
-            "labels": labels,
-            **dict.fromkeys(MASKS, ("uint8", (num_nodes,))),
-        }
+        expected = {"labels": labels, **dict.fromkeys(MASKS, ("uint8", (num_nodes,)))}
+        if not manifest.features.is_sparse:
+            expected["features"] = ("float32", (num_nodes, manifest.num_features))
         if {key: (values.dtype.name, values.shape) for key, values in rows.items()} != expected:
             raise UserError(
                 f"{self.path / name} does not hold the rows that the manifest says; partition the "
                 "graph again"
             )
+        if manifest.features.is_sparse:
+            indptr, columns, values = self.sparse_features(part)
+            ones = np.ones(len(columns), np.float32)
+            numbers = ones if values is None else np.array(values)
+            shape = num_nodes, manifest.num_features
+            rows["features"] = scipy.sparse.csr_matrix((numbers, columns, indptr), shape)
         return rows
 
     def files_of(self, part: int | None = None) -> list[str]:
-        """Names of the files of one part and those that all parts share; None names all."""
+        """Names of the files that a host of one part reads; None names all files there are.
+
+        They are the part's and those that all parts share; some only stock DGL reads.
+        """
+        manifest = self.manifest
         if part is None:
-            return file_names(self.manifest.graph_name, self.num_parts)
-        return [*file_names(self.manifest.graph_name, 0), *part_file_names(part)]
+            return file_names(manifest.graph_name, self.num_parts, manifest.features)
+        names = part_file_names(part, manifest.features)
+        shared = file_names(manifest.graph_name, 0, manifest.features)
+        return [*shared, *(name for name in names if not name.endswith(f"/{DENSE_NODE_DATA}"))]
 
     def check_sizes(self, part: int | None = None) -> None:
         """Compare the sizes of the files of `files_of(part)` with the manifest; quick.
@@ -228,6 +295,7 @@ class Parts:
             method if method in ("metis", "random") else "metis",
             [part.nodes for part in manifest.parts],
             [part.edges for part in manifest.parts],
+            manifest.features.dgl_node_data,
         )
         for key in [*expected, *config]:
             # As JSON: 1, 1.0 and true are equal in Python.

@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from distsage import __version__
 from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
 from distsage.files import atomic_directory, explain_write_errors, write_json
+from distsage.limits import human_bytes
 from distsage.partition import estimate
 from distsage.partition.manifest import (
     CACHE_RANKING,
+    COUNTS,
+    DENSE_NODE_DATA,
     INDICES,
     INDPTR,
     MANIFEST,
     ORIGINAL_IDS,
     QUALITY,
+    FeatureStorage,
     File,
     Manifest,
     Part,
@@ -34,6 +37,7 @@ from distsage.partition.parts import sha256
 from distsage.partition.quality import QualityReport
 from distsage.partition.ranking import rank_remote
 from distsage.partition.reorder import Order, part_topology
+from distsage.partition.storage import storage_of, write_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -107,12 +111,19 @@ def partition(
                 seed=seed,
             )
         order = Order.of(trainer, num_parts, graph.topology.indices.dtype, num_trainers_per_host)
-        parts = _write_parts(graph, order, method, directory)
+        storage = storage_of(graph)
+        logger.info(_description(graph, storage))
+        parts = _write_parts(graph, order, method, storage, directory)
         with _timed("ranking remote nodes"):
             _write_rankings(graph, order, fan_out, batch_size, directory)
         with _timed("checksums"):
             report = _finish(
-                graph, parts, num_trainers_per_host, options | dict(configuration or {}), directory
+                graph,
+                parts,
+                storage,
+                num_trainers_per_host,
+                options | dict(configuration or {}),
+                directory,
             )
     return report
 
@@ -143,10 +154,11 @@ def _write_parts(
     graph: Graph,
     order: Order,
     method: PartMethod,
+    storage: FeatureStorage,
     directory: Path,
 ) -> list[Part]:
     """Write the topology, the original ids and the parts, one part at a time."""
-    from distsage.partition.dgl_format import write_config, write_part
+    from distsage.partition.dgl_format import write_config, write_node_data, write_part
 
     (directory / INDPTR).parent.mkdir()
     num_edges = graph.topology.num_edges
@@ -170,15 +182,24 @@ def _write_parts(
                 edge_offsets[index + 1] = first_edge + topology.num_edges
                 indptr[low + 1 : high + 1] = first_edge + topology.indptr[1:]
                 topology.indices.tofile(stream)
-                node_data = _node_data(graph, order.positions_of(index))
+                node_data = _labels_and_masks(graph, order.positions_of(index))
+                features = graph.features[order.positions_of(index)]
+                dense = {} if storage.is_sparse else {"features": features}
                 halo_nodes = write_part(
                     directory / f"part{index}",
                     part=index,
                     topology=topology,
                     offsets=order.offsets,
                     first_edge=first_edge,
-                    node_data=node_data,
+                    node_data=dense | node_data,
                 )
+                if storage.is_sparse:
+                    write_numbers(directory / f"part{index}", features, storage)
+                    if storage.for_stock_dgl:
+                        write_node_data(
+                            directory / f"part{index}" / DENSE_NODE_DATA,
+                            {"features": features.toarray()} | node_data,
+                        )
                 inner = (topology.indices >= low) & (topology.indices < high)
                 parts.append(
                     Part(
@@ -189,10 +210,14 @@ def _write_parts(
                         train_nodes=int(node_data["train_mask"].sum(dtype=np.int64)),
                         val_nodes=int(node_data["val_mask"].sum(dtype=np.int64)),
                         test_nodes=int(node_data["test_mask"].sum(dtype=np.int64)),
+                        feature_numbers=int(features.nnz if storage.is_sparse else features.size),
                         bytes=0,  # its ranking is still to come
                     )
                 )
     np.save(directory / INDPTR, indptr, allow_pickle=False)
+    if not isinstance(graph.features, np.ndarray):
+        counts = np.diff(graph.features.indptr)[order.position].astype(np.int32)
+        np.save(directory / COUNTS, counts, allow_pickle=False)
     original_ids = order.position
     if graph.original_ids is not None:
         names = np.asarray(graph.original_ids)
@@ -206,17 +231,25 @@ def _write_parts(
         part_method=method,
         node_offsets=order.offsets,
         edge_offsets=edge_offsets,
+        node_data=storage.dgl_node_data,
     )
     return parts
 
 
-def _node_data(graph: Graph, positions: np.ndarray) -> dict[str, np.ndarray]:
-    """The rows of the nodes at `positions`, as DGL's servers will hold them."""
-    features = graph.features[positions]
-    if scipy.sparse.issparse(features):
-        features = features.toarray()
+def _description(graph: Graph, storage: FeatureStorage) -> str:
+    """For people: how the features will lie in the parts."""
+    if isinstance(graph.features, np.ndarray):
+        return "features: dense rows"
+    stock = "there, too" if storage.for_stock_dgl else "not there, so that it reads no features"
+    return (
+        f"features: sparse rows, {graph.features.nnz / graph.num_nodes:.1f} numbers each; dense "
+        f"rows for stock DGL are {stock} (bound: {human_bytes(storage.dense_bound_bytes)})"
+    )
+
+
+def _labels_and_masks(graph: Graph, positions: np.ndarray) -> dict[str, np.ndarray]:
+    """Of the nodes at `positions`, as DGL's servers will hold them."""
     return {
-        "features": np.ascontiguousarray(features, np.float32),
         "labels": graph.labels[positions],
         "train_mask": graph.train_mask[positions].astype(np.uint8),
         "val_mask": graph.val_mask[positions].astype(np.uint8),
@@ -245,6 +278,7 @@ def _write_rankings(
 def _finish(
     graph: Graph,
     parts: Sequence[Part],
+    storage: FeatureStorage,
     num_trainers_per_host: int,
     configuration: Mapping[str, Any],
     directory: Path,
@@ -257,6 +291,7 @@ def _finish(
         num_features=graph.num_features,
         num_classes=graph.num_classes,
         task=graph.task,
+        features=storage,
         num_trainers_per_host=num_trainers_per_host,
         parts=tuple(
             replace(part, bytes=sum(file.stat().st_size for file in folder.iterdir()))
@@ -271,7 +306,7 @@ def _finish(
     write_json(directory / QUALITY, report.to_json())
     files = {
         name: File((directory / name).stat().st_size, sha256(directory / name))
-        for name in file_names(graph.name, len(parts))
+        for name in file_names(graph.name, len(parts), storage)
     }
     write_json(directory / MANIFEST, replace(manifest, files=files).to_json())
     return report

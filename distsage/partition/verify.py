@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from distsage.data.graph import Graph
 from distsage.errors import UserError
@@ -100,16 +101,22 @@ def load_parts(path: Path) -> tuple[Graph, int]:
     verify(parts)
     manifest = parts.manifest
     data = [parts.load_part(part) for part in range(parts.num_parts)]
-    rows = {name: np.concatenate([part[name] for part in data]) for name in data[0]}
+    rows = {name: [part[name] for part in data] for name in data[0]}
+    features = rows.pop("features")
+    joined = {name: np.concatenate(pieces) for name, pieces in rows.items()}
     graph = Graph(
         name=manifest.graph_name,
         topology=parts.topology(),
-        features=rows["features"],
-        labels=rows["labels"],
+        features=(
+            scipy.sparse.vstack(features, "csr")
+            if manifest.features.is_sparse
+            else np.concatenate(features)
+        ),
+        labels=joined["labels"],
         num_classes=manifest.num_classes,
-        train_mask=rows["train_mask"].astype(bool),
-        val_mask=rows["val_mask"].astype(bool),
-        test_mask=rows["test_mask"].astype(bool),
+        train_mask=joined["train_mask"].astype(bool),
+        val_mask=joined["val_mask"].astype(bool),
+        test_mask=joined["test_mask"].astype(bool),
         original_ids=parts.original_ids(),
         encoding=manifest.encoding,
     )

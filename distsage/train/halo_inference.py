@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distsage.data.graph import Topology
+from distsage.features.matrix import Features, rows_between
 from distsage.features.rows import PULL_ROWS
 from distsage.launch.watch.progress import Mark, State
 from distsage.model.graphsage import GraphSAGE
@@ -76,16 +77,21 @@ class HaloInference:
             rows, send, receive, lambda: self._mark(doing, State.WAITING)
         )
 
-    def _pull(self, pull: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """The features of the halo, from the servers, piece by piece."""
-        pulled = []
-        for piece in torch.from_numpy(self._feature_halo.astype(np.int64)).split(PULL_ROWS):
+    def _remote(
+        self, model: GraphSAGE, own_features: Features, pull: Callable[[Tensor], Features]
+    ) -> Tensor:
+        """What layer 1 takes the mean of, of the halo: from the servers, piece by piece."""
+        remote = []
+        halo = torch.from_numpy(self._feature_halo.astype(np.int64))
+        for piece in halo.split(PULL_ROWS) if len(halo) else ():
             self._mark("fetching halo rows from the servers", State.WAITING)
-            pulled.append(pull(piece))
-        return pulled
+            remote.append(exchanged_rows(model, 0, pull(piece)))
+        if not remote:
+            return exchanged_rows(model, 0, rows_between(own_features, 0, 0))
+        return torch.cat(remote)
 
     def run(
-        self, model: GraphSAGE, own_features: Tensor, pull: Callable[[Tensor], Tensor]
+        self, model: GraphSAGE, own_features: Features, pull: Callable[[Tensor], Features]
     ) -> Tensor:
         """Logits `[high - low, C]`, float32, of this trainer's nodes, on the CPU. Collective.
 
@@ -94,10 +100,10 @@ class HaloInference:
             own_features: `[n, F]`, the rows of this host's part.
             pull: feature rows of the gids (int64) that it is given; CPU.
         """
-        remote = torch.cat(self._pull(pull)) if len(self._feature_halo) else own_features[:0]
+        remote = self._remote(model, own_features, pull)
         first = self._low - self._part[0]
-        own = own_features[first : first + self._high - self._low]
-        tables = exchanged_rows(model, 0, own_features), exchanged_rows(model, 0, remote)
+        own = rows_between(own_features, first, first + self._high - self._low)
+        tables = exchanged_rows(model, 0, own_features), remote
         h = self._layer(model, 0, own, tables, self._feature_slots)
         for layer in range(1, len(model.layers)):
             rows = exchanged_rows(model, layer, h)
@@ -110,7 +116,7 @@ class HaloInference:
         self,
         model: GraphSAGE,
         layer: int,
-        own: Tensor,
+        own: Features,
         tables: tuple[Tensor, ...],
         slots: np.ndarray,
     ) -> Tensor:

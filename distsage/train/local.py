@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distsage.config import LocalConfig, job_name
 from distsage.data.graph import Graph, Topology
-from distsage.features.choice import InputChoice, choose_input_layer
+from distsage.features.choice import BatchCounts, InputChoice, choose_input_layer
 from distsage.features.matrix import dense_table, sparse_rows
 from distsage.features.resident import keep_on_gpu
 from distsage.features.rows import LocalRows
@@ -207,7 +207,11 @@ def _choose_input_layer(
     )
     step = next(plan.steps(0))
     batch = sampler.sample(step.seed_gid, step.sample_key, step.dropout_key)
-    return choose_input_layer(config.input_layer, graph.features, out_width, batch)
+    features = graph.features
+    per_row = None if isinstance(features, np.ndarray) else features.nnz / graph.num_nodes
+    return choose_input_layer(
+        config.input_layer, graph.num_features, per_row, out_width, BatchCounts.of(batch)
+    )
 
 
 def _feature_rows(graph: Graph, dtype: str, choice: InputChoice, device: torch.device) -> LocalRows:

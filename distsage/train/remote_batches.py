@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distsage.config import TrainConfig
+from distsage.features.matrix import Features
 from distsage.features.rows import PartRowFinder, PartRows
 from distsage.sampling.sampler import Sampler
 from distsage.sampling.seeds import SeedPlan, Step
@@ -81,7 +82,7 @@ class BatchSource:
         self._next_epoch = epoch + 1
         return islice(self._stream, self._plan.num_steps - first_step)
 
-    def fetch(self, gids: Tensor) -> Tensor:
+    def fetch(self, gids: Tensor) -> Features:
         """Feature rows of any distinct gids (int64 `[n]`), in that order, through the cache.
 
         May be called while workers prepare batches. Blocks.

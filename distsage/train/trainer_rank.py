@@ -1,7 +1,7 @@
 """What a trainer rank does: train on its host's part, together with the other trainers."""
 
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ import torch.distributed
 
 from distsage.data.graph import Topology
 from distsage.features.cache import fill_cache, ranking_note
+from distsage.features.choice import BatchCounts, InputChoice, choose_input_layer
 from distsage.features.resident import keep_on_gpu
 from distsage.features.rows import PartRows
 from distsage.kernels import level
@@ -20,6 +21,7 @@ from distsage.launch.watch import failure_note
 from distsage.launch.watch.progress import State, Watched
 from distsage.limits import SHARED_MEMORY, free_memory
 from distsage.model.backend import by_kernels, description, set_threads
+from distsage.partition.kept_rows import cached_gids
 from distsage.sampling.partitioned import PartitionedNeighbours, choose_topology
 from distsage.sampling.sampler import Neighbours, Sampler
 from distsage.sampling.seeds import SeedPlan
@@ -63,21 +65,32 @@ def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: 
     bounds = trainer_bounds([p.nodes for p in manifest.parts], assignment.pairs_per_host)
     own = slice(*(int(b) - part[0] for b in bounds[trainers.rank : trainers.rank + 2]))
 
-    rows = feature_rows(job, store, trainers, watched)
     labels = store.own_rows("labels")
     masks = {name: store.own_rows(f"{name}_mask")[own].bool() for name in ("train", "val", "test")}
     train_nodes = np.flatnonzero(masks["train"].numpy()) + int(bounds[trainers.rank])
     counts = trainers.concatenate(torch.tensor([len(train_nodes)])).tolist()
     plan = SeedPlan(train_nodes, counts, config.batch_size, config.seed, trainers.rank)
+    model = new_model(config, manifest.num_features, manifest.num_classes).to(device)
+    new_sampler = _sampler_maker(job, store, trainers, topology)
+    watched.mark("sampling a batch, to choose how layer 1 computes", State.WORKING)
+    choice = _choose_input_layer(job, trainers, plan, new_sampler, len(model.layers[0].weight))
+    if trainers.rank == 0:
+        print(choice.why, flush=True)
+    if choice.way == "sparse":
+        model.lay_out_for_sparse_rows()
+    rows = replace(
+        feature_rows(job, store, trainers, watched),
+        multiplies=choice.way != "gather",
+        in_place=by_kernels(device),
+    )
     source = BatchSource(
         config,
         plan,
-        _samplers(job, store, trainers, topology, number_inputs=not by_kernels(device)),
+        [new_sampler(rows.numbers_inputs) for _ in range(max(1, config.num_workers))],
         rows,
         Labels(part[0], labels),
         device,
     )
-    model = new_model(config, manifest.num_features, manifest.num_classes).to(device)
     halo = HaloInference(topology, bounds, part, trainers, watched.mark)
 
     def compute_scores() -> Scores:
@@ -112,6 +125,7 @@ def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: 
             {
                 **scores,
                 "kernels": str(level.chosen()),
+                "input_layer": choice.way,
                 "device": device.type,
                 "hosts": assignment.num_hosts,
                 "trainers": assignment.num_trainers,
@@ -145,32 +159,57 @@ def origin_of(job: Job) -> Origin:
     )
 
 
-def _samplers(
-    job: Job, store: GraphStore, trainers: Collectives, topology: Topology, *, number_inputs: bool
-) -> list[Sampler]:
-    """A sampler for each worker, on the whole topology or on this part's. Collective."""
+def _sampler_maker(
+    job: Job, store: GraphStore, trainers: Collectives, topology: Topology
+) -> Callable[[bool], Sampler]:
+    """What makes samplers, which number their inputs or do not.
+
+    They sample from the whole topology or from this part's. Collective.
+    """
     config, host, method = job.config, job.assignment.host, job.config.sampling_method
     available = trainers.concatenate(torch.tensor([free_memory()]))
     choice, why = choose_topology(config.topology, topology, int(available.min()))
     if trainers.rank == 0:
         print(why, flush=True)
-    samplers = []
-    for _ in range(max(1, config.num_workers)):
+
+    def new_sampler(number_inputs: bool) -> Sampler:
         pick = None
         if choice == "partitioned":
             own = Neighbours(topology, method, *job.parts.manifest.parts[host].nodes)
             pick = PartitionedNeighbours(own, host, job.parts.offsets, store).pick
-        samplers.append(
-            Sampler(
-                topology,
-                config.fan_outs,
-                method=method,
-                number_inputs=number_inputs,
-                in_line=config.num_workers == 0,
-                pick=pick,
-            )
+        return Sampler(
+            topology,
+            config.fan_outs,
+            method=method,
+            number_inputs=number_inputs,
+            in_line=config.num_workers == 0,
+            pick=pick,
         )
-    return samplers
+
+    return new_sampler
+
+
+def _choose_input_layer(
+    job: Job,
+    trainers: Collectives,
+    plan: SeedPlan,
+    new_sampler: Callable[[bool], Sampler],
+    out_width: int,
+) -> InputChoice:
+    """By the counts of all trainers' first batches, so that all choose the same. Collective."""
+    manifest = job.parts.manifest
+    step = next(plan.steps(0))
+    sampler = new_sampler(True)
+    batch = sampler.sample(step.seed_gid, step.sample_key, step.dropout_key)
+    counts = trainers.sum(torch.tensor(BatchCounts.of(batch))) / trainers.size
+    numbers = sum(part.feature_numbers for part in manifest.parts)
+    return choose_input_layer(
+        job.config.input_layer,
+        manifest.num_features,
+        numbers / manifest.num_nodes if manifest.features.is_sparse else None,
+        out_width,
+        BatchCounts(*(round(count) for count in counts.tolist())),
+    )
 
 
 def feature_rows(job: Job, store: GraphStore, trainers: Collectives, watched: Watched) -> PartRows:
@@ -181,17 +220,19 @@ def feature_rows(job: Job, store: GraphStore, trainers: Collectives, watched: Wa
         trainers.barrier()
 
     manifest, assignment = job.parts.manifest, job.assignment
-    own = store.own_rows("features")
-    pull = partial(store.pull, "features")
-    row_bytes = own.shape[1] * own.element_size()
-    num_cached = job.config.cache_rows(manifest.num_nodes - len(own), row_bytes)
-    cached_gid = job.parts.cache_ranking(assignment.host)[:num_cached].astype(np.int64)
+    own = store.own_features()
+    pull = store.pull_features
+    cached_gid = cached_gids(job.parts, assignment.host, job.config).astype(np.int64)
+    counts = None
+    if manifest.features.is_sparse:
+        counts = job.parts.feature_counts()[cached_gid].astype(np.int64)
     note = ranking_note(manifest, job.config)
     if trainers.rank == 0 and len(cached_gid) > 0 and note is not None:
         print(note, flush=True)
     cached = fill_cache(
         cached_gid,
         own,
+        counts,
         pull,
         SHARED_MEMORY / f"{job.dgl.prefix}cache",
         share=assignment.pair_on_host,

@@ -115,7 +115,7 @@ def compare(
         for name, ranking in rankings(topology, low, high, vip, counted).items():
             for ratio, row in fetched.items():
                 config = TrainConfig(parts=parts.path, cache_ratio=ratio)
-                rows = config.cache_rows(topology.num_nodes - summary.num_nodes, 1)
+                rows = config.cache_rows(topology.num_nodes - summary.num_nodes)
                 row[name] = row.get(name, 0) + misses(scored, low, high, ranking[:rows])
     return uncached, fetched
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,8 +11,16 @@ import numpy as np
 import torch
 from dgl.distributed import dist_context, dist_graph, kvstore, rpc
 
+from distsage.data.sparse_rows import SparseRows
 from distsage.launch.dgl.handshake import call_server
-from distsage.launch.dgl.messages import ROWS, DGLJob, Question
+from distsage.launch.dgl.messages import (
+    ROWS,
+    SPARSE_ROWS,
+    DGLJob,
+    Question,
+    stored,
+    stored_sparse_rows,
+)
 from distsage.launch.dgl.patches import carry_messages, install, join_rpc, unlink_segments
 from distsage.launch.dgl.transport import Transport
 
@@ -39,11 +48,6 @@ def _connect(job: DGLJob) -> None:
     dist_context.set_initialized(True)
 
 
-def _stored(name: str) -> str:
-    """What DGL's KVStore calls a node's data."""
-    return f"node~_N~{name}"
-
-
 class GraphStore:
     """Data of all parts, as the trainer sees them. One per trainer.
 
@@ -66,7 +70,9 @@ class GraphStore:
         dist_context.connect_to_server = connect
         dgl.distributed.initialize(servers)
         self._graph = dist_graph.DistGraph(graph_name)
+        manifest = job.parts.manifest
         self._feature_dtype: torch.dtype = getattr(torch, job.feature_dtype)
+        self._sparse_width = manifest.num_features if manifest.features.is_sparse else None
         self._client = kvstore.get_kvstore()
         self._part = job.assignment.host
         self._offsets = offsets
@@ -77,7 +83,31 @@ class GraphStore:
 
     def own_rows(self, name: str) -> torch.Tensor:
         """The rows of this host's part, in place in the server's shared memory."""
-        return self._typed(name, self._client._data_store[_stored(name)])
+        return self._typed(name, self._client._data_store[stored(name)])
+
+    def own_features(self) -> torch.Tensor | SparseRows:
+        """The features of this host's part, in place in the server's shared memory."""
+        if self._sparse_width is None:
+            return self.own_rows("features")
+        rows = stored_sparse_rows(self._client._data_store, self._sparse_width)
+        return replace(rows, values=self._typed_values(rows.values))
+
+    def pull_features(self, gids: np.ndarray) -> torch.Tensor | SparseRows:
+        """Features of nodes of any parts, as `pull` does."""
+        if self._sparse_width is None:
+            return self.pull("features", gids)
+        rows_of, own = self._by_part(gids)
+        answers = self.ask(SPARSE_ROWS, rows_of, self._sparse_width) if rows_of else {}
+        pieces = {}
+        for part, (counts, columns, *rest) in answers.items():
+            values = self._typed_values(rest[0] if rest else None)
+            pieces[part] = SparseRows.of_counts(counts, columns, values, self._sparse_width)
+        if own is not None or not pieces:
+            own_features = self.own_features()
+            assert isinstance(own_features, SparseRows)
+            slots = np.empty(0, np.int64) if own is None else own.numpy()
+            pieces[self._part] = own_features.take(slots)
+        return SparseRows.joined([pieces[part] for part in sorted(pieces)])
 
     def pull(self, name: str, gids: np.ndarray) -> torch.Tensor:
         """Rows of nodes of any parts. Blocks; releases the GIL while it waits.
@@ -86,6 +116,17 @@ class GraphStore:
             name: features, labels, or a mask.
             gids: int64 `[n]`, those of each part together, parts in ascending order.
         """
+        rows_of, own = self._by_part(gids)
+        pieces = self.ask(ROWS, rows_of, stored(name)) if rows_of else {}
+        if own is not None:
+            pieces[self._part] = (self._client._data_store[stored(name)].index_select(0, own),)
+        if not pieces:
+            return self.own_rows(name)[:0]
+        in_order = [pieces[part][0] for part in sorted(pieces)]
+        return self._typed(name, in_order[0] if len(in_order) == 1 else torch.cat(in_order))
+
+    def _by_part(self, gids: np.ndarray) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
+        """Rows of nodes in the tables of the other parts that have them, and in this host's."""
         owner = np.searchsorted(self._offsets, gids, side="right") - 1
         assert (np.diff(owner) >= 0).all(), "gids of one part stand together"
         begins = np.searchsorted(owner, np.arange(len(self._offsets)))
@@ -95,13 +136,7 @@ class GraphStore:
             if begin < end
         }
         own = rows_of.pop(self._part, None)
-        pieces = self.ask(ROWS, rows_of, _stored(name)) if rows_of else {}
-        if own is not None:
-            pieces[self._part] = (self._client._data_store[_stored(name)].index_select(0, own),)
-        if not pieces:
-            return self.own_rows(name)[:0]
-        in_order = [pieces[part][0] for part in sorted(pieces)]
-        return self._typed(name, in_order[0] if len(in_order) == 1 else torch.cat(in_order))
+        return rows_of, own
 
     def ask(
         self, subject: str, tensors: Mapping[int, torch.Tensor], *arguments: int | str
@@ -123,6 +158,9 @@ class GraphStore:
 
     def _typed(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         return rows.view(self._feature_dtype) if name == "features" else rows
+
+    def _typed_values(self, values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values.view(self._feature_dtype)
 
     def close(self) -> None:
         """Say goodbye; the servers end when all trainers have. Collective; blocks."""

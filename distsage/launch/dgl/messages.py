@@ -6,20 +6,26 @@ the requests and answers listed here are made of it. Imported by servers and tra
 """
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from dgl.distributed import dist_graph, kvstore, role, rpc
 
+from distsage.data.sparse_rows import SparseRows
 from distsage.launch.roles import Assignment
+from distsage.partition.manifest import NODE_TYPE
 from distsage.partition.parts import Parts
 
 # DGL tells requests apart by number; this one is none of its own.
 _QUESTION_SERVICE = 730_001
-# The question that every server has an answer to: rows of its part's data, by their numbers.
+# The questions that every server has an answer to: rows of its part's data, by their numbers. Those
+# of sparse features travel as their numbers.
 ROWS = "rows"
+SPARSE_ROWS = "sparse rows"
+# The names of their arrays among a node's data.
+SPARSE_INDPTR, SPARSE_COLUMNS, SPARSE_VALUES = "sparse_indptr", "sparse_columns", "sparse_values"
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,31 @@ class Question(rpc.Request):
         if subject == ROWS:
             (name,) = arguments
             return Tensors((server_state.kv_store.data_store[name].index_select(0, tensor),))
+        if subject == SPARSE_ROWS:
+            (width,) = arguments
+            rows = stored_sparse_rows(server_state.kv_store.data_store, int(width))
+            taken = rows.take(tensor.numpy())
+            values = () if taken.values is None else (taken.values,)
+            return Tensors((taken.counts, taken.columns, *values))
         return Tensors(tuple(answers[subject](tensor, *arguments)))
+
+
+def stored(name: str) -> str:
+    """What DGL's KVStore calls a node's data."""
+    return f"node~{NODE_TYPE}~{name}"
+
+
+def stored_sparse_rows(data_store: Mapping[str, torch.Tensor], width: int) -> SparseRows:
+    """A part's sparse features, in place in what a server or a trainer has of the KVStore.
+
+    Values of two bytes are int16 there.
+    """
+    indptr, columns = (data_store[stored(name)] for name in (SPARSE_INDPTR, SPARSE_COLUMNS))
+    numbers = int(indptr[-1])  # a segment has one element at least
+    values = data_store.get(stored(SPARSE_VALUES))
+    return SparseRows(
+        indptr, columns[:numbers], None if values is None else values[:numbers], width
+    )
 
 
 class Tensors(rpc.Response):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.dlpack
 from dgl import DGLGraph, heterograph_index
 from dgl.distributed import (
     dist_context,
@@ -26,9 +27,19 @@ from dgl.distributed import (
 
 from distsage.data.precision import cast_features
 from distsage.launch.dgl.frames import Message
-from distsage.launch.dgl.messages import DGLJob, from_plain, register_questions, to_plain
+from distsage.launch.dgl.messages import (
+    SPARSE_COLUMNS,
+    SPARSE_INDPTR,
+    SPARSE_VALUES,
+    DGLJob,
+    from_plain,
+    register_questions,
+    stored,
+    to_plain,
+)
 from distsage.launch.dgl.transport import Transport
 from distsage.limits import SHARED_MEMORY
+from distsage.partition.dgl_format import read_node_data
 from distsage.partition.manifest import EDGE_TYPE, NODE_TYPE
 
 log = logging.getLogger(__name__)
@@ -283,8 +294,54 @@ def cast_loaded_features(dtype: str) -> None:
     def load_and_cast(*args: Any, **kwargs: Any) -> Any:
         node_rows, edge_rows = load(*args, **kwargs)
         if node_rows is not None:
-            rows = cast_features(node_rows[_FEATURES], dtype)
-            node_rows[_FEATURES] = rows.view(torch.int16) if rows.itemsize == 2 else rows
+            node_rows[_FEATURES] = _shareable(cast_features(node_rows[_FEATURES], dtype))
         return node_rows, edge_rows
 
     dist_graph.load_partition_feats = load_and_cast
+
+
+def leave_dense_rows(job: DGLJob) -> None:
+    """Have this server load a part's labels and masks, without dense rows of sparse features.
+
+    DGL loads the file that its configuration names, which has them for stock DGL.
+    """
+
+    def load(config: str, part: int, load_nodes: bool = True, load_edges: bool = True) -> Any:
+        rows = read_node_data(job.parts.path / f"part{part}") if load_nodes else {}
+        node_rows = {f"{NODE_TYPE}/{name}": torch.from_numpy(row) for name, row in rows.items()}
+        return node_rows, {}
+
+    dist_graph.load_partition_feats = load
+
+
+def share_sparse_features(job: DGLJob, store: kvstore.KVServer) -> None:
+    """Keep a part's sparse features among its nodes' data, where the host's ranks find them.
+
+    DGL's KVStore takes tensors only that have a row for each node. It gives whatever it has to the
+    backup servers and trainers of the host.
+
+    Raises:
+        UserError: a feature does not fit the type that it is to be kept in, or the part's files do
+            not hold what the manifest says.
+    """
+    indptr, columns, values = job.parts.sparse_features(job.assignment.host)
+    arrays = {SPARSE_INDPTR: indptr, SPARSE_COLUMNS: columns}
+    if values is not None:
+        cast = cast_features(torch.from_numpy(np.array(values)), job.feature_dtype)
+        arrays[SPARSE_VALUES] = _shareable(cast).numpy()
+    for short_name, array in arrays.items():
+        name = stored(short_name)
+        # There are no segments of no bytes.
+        size = max(len(array), 1)
+        segment = kvstore.empty_shared_mem(f"{name}-kvdata-", True, (size,), array.dtype.name)
+        tensor = torch.utils.dlpack.from_dlpack(segment.to_dlpack())
+        tensor.numpy()[: len(array)] = array
+        store.data_store[name] = tensor
+        store.part_policy[name] = store.find_policy(f"node~{NODE_TYPE}")
+        store.pull_handlers[name] = kvstore.default_pull_handler
+        store.push_handlers[name] = kvstore.default_push_handler
+        store.orig_data.add(name)
+
+
+def _shareable(rows: torch.Tensor) -> torch.Tensor:
+    return rows.view(torch.int16) if rows.itemsize == 2 else rows

@@ -15,6 +15,8 @@ from distsage.launch.dgl.patches import (
     cast_loaded_features,
     install,
     join_rpc,
+    leave_dense_rows,
+    share_sparse_features,
     unlink_segments,
 )
 from distsage.launch.dgl.transport import Transport
@@ -38,7 +40,10 @@ def serve(job: DGLJob, mark: Callable[[bool], None], answers: Mapping[str, Answe
     reception = Reception(job.listener, job.secret, job.assignment.server_id, job.trainer_names)
     servers = install(job)
     messages.answers.update(answers)
-    cast_loaded_features(job.feature_dtype)
+    if job.parts.manifest.features.is_sparse:
+        leave_dense_rows(job)
+    else:
+        cast_loaded_features(job.feature_dtype)
 
     def answer_requests(*_: Any, server_state: Any, **__: Any) -> None:
         _answer_requests(job, reception, server_state, mark)
@@ -61,6 +66,9 @@ def _answer_requests(
     """
     trainers = range(job.assignment.num_trainers)
     join_rpc(job, job.assignment.server_id)
+    store = server_state.kv_store
+    if job.parts.manifest.features.is_sparse and not store.is_backup_server():
+        share_sparse_features(job, store)
     mark(True)
     transport = Transport(
         reception.sessions(), job.trainer_names, job.max_message_bytes, peers="trainer"

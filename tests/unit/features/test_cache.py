@@ -24,13 +24,10 @@ from tests.unit.partition_graphs import ring
         ({"cache_ratio": 0.0}, 0),
         ({"cache_ratio": 0.35}, 350),
         ({"cache_ratio": 1.0}, 1000),
-        ({"cache_bytes": 0}, 0),
-        ({"cache_bytes": 4099}, 10),
-        ({"cache_bytes": 10**9}, 1000),
     ],
 )
 def test_budget(options, rows):
-    assert TrainConfig(parts="unused", **options).cache_rows(1000, 400) == rows
+    assert TrainConfig(parts="unused", **options).cache_rows(1000) == rows
 
 
 @pytest.mark.parametrize(
@@ -65,6 +62,7 @@ def test_trainers_fill_one_copy_together(tmp_path, dtype, num_shares, num_cached
         rows[share] = fill_cache(
             gids,
             table[:0],
+            None,
             pull,
             tmp_path / "segment",
             share=share,
@@ -100,6 +98,7 @@ def test_a_cache_that_nobody_has_mapped_yet_is_not_swept():
     rows = fill_cache(
         np.arange(3),
         torch.empty(0, 2),
+        None,
         lambda gids: torch.ones(len(gids), 2),
         segment,
         share=0,
@@ -117,6 +116,7 @@ def test_too_little_shared_memory(tmp_path):
         fill_cache(
             _Long(2**60),
             torch.empty(0, 1),
+            None,
             lambda gids: gids,
             tmp_path / "segment",
             share=0,

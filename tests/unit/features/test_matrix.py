@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsage.features.choice import choose_input_layer
+from distsage.features.choice import BatchCounts, choose_input_layer
 from distsage.features.matrix import dense_table, sparse_rows
-from distsage.sampling.batch import Block, MiniBatch
 
 pytestmark = pytest.mark.levels
 
@@ -55,12 +54,6 @@ def test_ones_need_no_memory():
     assert dense_table(matrix, "float32").nbytes == 100 * 100 * 4
 
 
-def batch(num_dst: int, num_src: int, picks: int) -> MiniBatch:
-    edges = Block(np.linspace(0, picks, num_dst + 1).astype(np.int64), np.zeros(picks), num_src)
-    nodes = np.arange(num_src)
-    return MiniBatch(np.uint64(0), nodes[:1], (), nodes[:num_dst], edges, nodes)
-
-
 @pytest.mark.parametrize(
     ("shape", "density", "counts", "way"),
     [
@@ -72,14 +65,12 @@ def batch(num_dst: int, num_src: int, picks: int) -> MiniBatch:
     ],
 )
 def test_the_choice_follows_from_counts(shape, density, counts, way):
-    if density is None:
-        features = np.broadcast_to(np.float32(1), shape)
-    else:
-        rng = np.random.default_rng(0)
-        features = scipy.sparse.random_array(shape, density=density, rng=rng, format="csr")
-    choice = choose_input_layer("auto", features, 256, batch(*counts))
+    width = shape[1]
+    per_row = None if density is None else density * width
+    batch = BatchCounts(*counts)
+    choice = choose_input_layer("auto", width, per_row, 256, batch)
     assert choice.way == way
-    assert f"{shape[1]:,} columns" in choice.why
-    forced = choose_input_layer("multiply", features, 256, batch(*counts))
+    assert f"{width:,} columns" in choice.why
+    forced = choose_input_layer("multiply", width, per_row, 256, batch)
     assert forced.way == ("multiply" if density is None else "sparse")
-    assert choose_input_layer("gather", features, 256, batch(*counts)).way == "gather"
+    assert choose_input_layer("gather", width, per_row, 256, batch).way == "gather"

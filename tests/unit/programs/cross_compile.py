@@ -147,15 +147,16 @@ def kernels() -> dict[str, list[tuple]]:
             (numbers(int64), numbers(int64), numbers(kind), numbers(kind))
             for kind in (int32, int64)
         ],
-        "slots.take_rows": [
+        "slots.copy_rows": [
             (
                 numbers(int64),
                 numbers(int32),
                 numbers(values),
-                numbers(kind),
+                numbers(int64),
                 numbers(int64),
                 numbers(int32),
                 numbers(values),
+                numbers(kind),
             )
             for kind in (int32, int64)
             for values in (int16, int32)
