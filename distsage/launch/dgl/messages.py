@@ -24,8 +24,11 @@ _QUESTION_SERVICE = 730_001
 # of sparse features travel as their numbers.
 ROWS = "rows"
 SPARSE_ROWS = "sparse rows"
-# The names of their arrays among a node's data.
-SPARSE_INDPTR, SPARSE_COLUMNS, SPARSE_VALUES = "sparse_indptr", "sparse_columns", "sparse_values"
+# What the KVStore calls their arrays. They belong to no type of nodes that DGL knows, so that it does
+# not expect a row for each node.
+SPARSE_INDPTR, SPARSE_COLUMNS, SPARSE_VALUES = (
+    f"node~sparse~{array}" for array in ("indptr", "columns", "values")
+)
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,9 @@ def stored_sparse_rows(data_store: Mapping[str, torch.Tensor], width: int) -> Sp
 
     Values of two bytes are int16 there.
     """
-    indptr, columns = (data_store[stored(name)] for name in (SPARSE_INDPTR, SPARSE_COLUMNS))
+    indptr, columns = data_store[SPARSE_INDPTR], data_store[SPARSE_COLUMNS]
     numbers = int(indptr[-1])  # a segment has one element at least
-    values = data_store.get(stored(SPARSE_VALUES))
+    values = data_store.get(SPARSE_VALUES)
     return SparseRows(
         indptr, columns[:numbers], None if values is None else values[:numbers], width
     )

@@ -34,7 +34,6 @@ from distsage.launch.dgl.messages import (
     DGLJob,
     from_plain,
     register_questions,
-    stored,
     to_plain,
 )
 from distsage.launch.dgl.transport import Transport
@@ -315,10 +314,10 @@ def leave_dense_rows(job: DGLJob) -> None:
 
 
 def share_sparse_features(job: DGLJob, store: kvstore.KVServer) -> None:
-    """Keep a part's sparse features among its nodes' data, where the host's ranks find them.
+    """Keep a part's sparse features in DGL's KVStore, where the host's ranks find them.
 
-    DGL's KVStore takes tensors only that have a row for each node. It gives whatever it has to the
-    backup servers and trainers of the host.
+    By itself it takes tensors only that have a row for each node or edge. It gives whatever it has
+    to the backup servers and trainers of the host.
 
     Raises:
         UserError: a feature does not fit the type that it is to be kept in, or the part's files do
@@ -329,8 +328,7 @@ def share_sparse_features(job: DGLJob, store: kvstore.KVServer) -> None:
     if values is not None:
         cast = cast_features(torch.from_numpy(np.array(values)), job.feature_dtype)
         arrays[SPARSE_VALUES] = _shareable(cast).numpy()
-    for short_name, array in arrays.items():
-        name = stored(short_name)
+    for name, array in arrays.items():
         # There are no segments of no bytes.
         size = max(len(array), 1)
         segment = kvstore.empty_shared_mem(f"{name}-kvdata-", True, (size,), array.dtype.name)
