@@ -24,8 +24,8 @@ _QUESTION_SERVICE = 730_001
 # of sparse features travel as their numbers.
 ROWS = "rows"
 SPARSE_ROWS = "sparse rows"
-# What the KVStore calls their arrays. They belong to no type of nodes that DGL knows, so that it does
-# not expect a row for each node.
+# What the KVStore calls their arrays. They belong to no type of nodes that DGL knows, so that it
+# does not expect a row for each node.
 SPARSE_INDPTR, SPARSE_COLUMNS, SPARSE_VALUES = (
     f"node~sparse~{array}" for array in ("indptr", "columns", "values")
 )

@@ -20,15 +20,17 @@ pytestmark = pytest.mark.levels
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same graph with dense features: parts hold tables."""
+    """Parts hold sparse features as they are."""
     output: Path = tmp_path_factory.mktemp("parts") / "onehot"
     options = ["--dataset", "synthetic-onehot:400:12", "--num-parts", "1"]
     main(["partition", *options, "--output", str(output)])
     return output
 
 
-def run(run_dir: Path, parts: Path | None, **changes: object) -> dict[str, object] | None:
-    graph = {"dataset": "synthetic-onehot:400:12"} if parts is None else {"parts": parts}
+def run(
+    run_dir: Path, parts: Path | None, dataset: str = "synthetic-onehot:400:12", **changes: object
+) -> dict[str, object] | None:
+    graph = {"dataset": dataset} if parts is None else {"parts": parts}
     options = {
         "run_dir": run_dir,
         "num_epochs": 3,
@@ -91,10 +93,16 @@ def test_each_way_repeats_and_goes_on_to_the_bit(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_forced_way_of_tables(parts: Path, tmp_path: Path) -> None:
+def test_parts_keep_sparse_rows(parts: Path, tmp_path: Path) -> None:
+    summary = run(tmp_path / "run", parts)
+    assert summary is not None
+    assert summary["input_layer"] == "sparse"
+
+
+def test_the_forced_way_of_tables(tmp_path: Path) -> None:
     losses = []
     for option, way in (("multiply", "multiply"), ("gather", "gather")):
-        summary = run(tmp_path / option, parts, input_layer=option)
+        summary = run(tmp_path / option, None, "synthetic:400:12:300", input_layer=option)
         assert summary is not None
         assert summary["input_layer"] == way
         losses.append([record["loss"] for record in records(tmp_path / option)])
