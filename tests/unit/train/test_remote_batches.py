@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from distsage.config import TrainConfig
+from distsage.features.matrix import sparse_rows
 from distsage.features.rows import PartRows
+from distsage.features.slots import gather_rows
 from distsage.model import layers
 from distsage.model.backend import by_kernels
 from distsage.model.layers import input_self_and_mean
@@ -31,13 +34,22 @@ CONFIG = TrainConfig(parts="unused", fan_out="3,4", batch_size=30, num_epochs=3,
 CPU = torch.device("cpu")
 
 
-def source(num_workers=0, num_cached=0, pull=lambda gids: X[gids]):
+def source(num_workers=0, num_cached=0, pull=lambda gids: X[gids], **how):
+    return source_of(X[LOW:HIGH], lambda gids: X[gids], pull, num_workers, num_cached, **how)
+
+
+def source_of(own, rows_of, pull, num_workers, num_cached, **how):
     remote = np.r_[0:LOW, HIGH:N]
     cached_gid = np.random.default_rng(0).permutation(remote)[:num_cached]
-    rows = PartRows(np.array([0, LOW, HIGH, N]), 1, X[LOW:HIGH], cached_gid, X[cached_gid], pull)
+    offsets = np.array([0, LOW, HIGH, N])
+    rows = PartRows(offsets, 1, own, cached_gid, rows_of(cached_gid), pull, **how)
     plan = SeedPlan(np.arange(LOW, HIGH, 2), [100, 90], 30, 0, 0)
     samplers = [
-        Sampler(TOPOLOGY, CONFIG.fan_outs, number_inputs=not layers.by_kernels(CPU))
+        Sampler(
+            TOPOLOGY,
+            CONFIG.fan_outs,
+            number_inputs=rows.numbers_inputs or not layers.by_kernels(CPU),
+        )
         for _ in range(max(1, num_workers))
     ]
     labels = Labels(LOW, torch.arange(LOW, HIGH))
@@ -70,6 +82,59 @@ def test_workers_and_cache_change_nothing(num_workers, num_cached, kernels, monk
     found = everything(source(num_workers, num_cached))
     for a, b in zip(expected, found, strict=True):
         assert torch.equal(a, b)
+
+
+SPARSE = sparse_rows(scipy.sparse.random(N, 50, 0.1, "csr", np.float32, random_state=0), "float32")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_cached", [0, 50, 400])
+def test_sparse_rows_are_their_nodes_wherever_they_come_from(num_workers, num_cached):
+    """As they are, and filled in; the counter says what was on the network."""
+
+    def batches(**how):
+        own = SPARSE.between(LOW, HIGH)
+        arguments = own, SPARSE.take, SPARSE.take, num_workers, num_cached
+        found = source_of(*arguments, **how)
+        yield from found.epoch(0)
+        found.close()
+
+    for sparse, dense in zip(batches(multiplies=True), batches(), strict=True):
+        (table,) = dense.inputs.tables
+        assert torch.equal(sparse.inputs.rows.filled_in(), table)
+        assert len(dense.inputs.dst_slots) == sparse.inputs.num_dst
+        missed = sparse.counters["missed_rows"]
+        assert (missed == 0) == (num_cached == 400)
+        assert sparse.counters["received_bytes"] == dense.counters["received_bytes"]
+        assert 4 * missed <= sparse.counters["received_bytes"] < 4 * 50 * max(missed, 1)
+    (table,) = next(batches()).inputs.tables
+    first = next(source().epoch(0))
+    nodes = SPARSE.filled_in()[first_inputs(first)]
+    assert torch.equal(table, nodes)
+
+
+def first_inputs(batch):
+    """The gids of a batch's inputs, from features that say them."""
+    inputs = batch.inputs
+    table = torch.cat(inputs.tables)[:, 0]
+    gids = [
+        table[torch.as_tensor(slots).long()].long() for slots in (inputs.dst_slots, inputs.slots)
+    ]
+    seen = dict.fromkeys(torch.cat(gids).tolist())
+    return torch.tensor(list(seen))
+
+
+@pytest.mark.parametrize("num_cached", [0, 50, 400])
+def test_dense_rows_that_are_multiplied_first_are_the_same(num_cached):
+    for multiplied, gathered in zip(
+        source(num_cached=num_cached, multiplies=True, in_place=layers.by_kernels(CPU)).epoch(0),
+        source(num_cached=num_cached, in_place=False).epoch(0),
+        strict=True,
+    ):
+        (table,) = gathered.inputs.tables
+        rows = multiplied.inputs.rows
+        found = rows if isinstance(rows, torch.Tensor) else gather_rows(rows.tables, rows.slots)
+        assert torch.equal(found, table)
 
 
 def test_counters_say_where_rows_came_from():
