@@ -34,7 +34,9 @@ class SparseRows:
         cls, counts: Tensor, columns: Tensor, values: Tensor | None, width: int
     ) -> "SparseRows":
         """Rows that have so many numbers each: integers `[n]`."""
-        return cls(_indptr(counts.numpy()), columns, values, width)
+        indptr = _indptr(counts.numpy())
+        assert int(indptr[-1]) == len(columns), "the rows have all numbers"
+        return cls(indptr, columns, values, width)
 
     @classmethod
     def joined(cls, pieces: "Sequence[SparseRows]") -> "SparseRows":
@@ -140,6 +142,7 @@ def gather_sparse_rows(tables: Sequence[SparseRows], slots: np.ndarray) -> Spars
         counts[at] = begin[here + 1] - begin[here]
         found.append((at, table, here))
         first += len(table)
+    assert sum(len(at) for at, _, _ in found) == len(slots), "slots are those of the tables"
     indptr = _indptr(counts)
     total, values = int(indptr[-1]), tables[0].values
     rows = SparseRows(

@@ -1,6 +1,6 @@
 """A parts directory as its readers see it. Runs on every host: trainers, preflight, predict.
 
-Needs numpy only; `load_part` alone imports DGL, and when it is called.
+Needs numpy and scipy only; `load_part` alone imports DGL, and when it is called.
 """
 
 import hashlib

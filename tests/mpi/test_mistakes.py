@@ -171,6 +171,7 @@ def pretend_nodes(num_nodes: int) -> Damage:
         ):
             manifest["files"][name]["bytes"] += more * row_bytes
         last["bytes"] += more * 4 * manifest["num_features"]
+        last["feature_numbers"] += more * manifest["num_features"]
         manifest["num_nodes"] = num_nodes
         (parts / "manifest.json").write_text(json.dumps(manifest))
         change_json("planted.json", "node_map", node_map)(parts)
