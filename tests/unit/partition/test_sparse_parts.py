@@ -105,10 +105,10 @@ def test_the_cache_is_the_rows_that_fit(written: Path, dtype: str, number: int) 
     parts = Parts.open(written)
     ranking = parts.cache_ranking(0)
     counts = parts.feature_counts()[ranking]
-    for budget in (0, 16, 17, 100, 300, 1000, 10**9):
+    taken = [8 * (n + 1) + number * int(counts[:n].sum()) for n in range(len(ranking) + 1)]
+    for budget in (0, 7, 8, *taken[1:9], taken[8] - 1, 10**9):
         kept = cached_gids(parts, 0, options(cache_bytes=budget, feat_dtype=dtype))
         np.testing.assert_array_equal(kept, ranking[: len(kept)])
-        taken = [8 * (n + 1) + number * int(counts[:n].sum()) for n in range(len(ranking) + 1)]
         fits = [n for n in range(1, len(ranking) + 1) if taken[n] <= budget]
         assert len(kept) == max(fits, default=0)
         assert cached_bytes(parts, kept, dtype) == (taken[len(kept)] if len(kept) else 0)
