@@ -29,6 +29,7 @@ def be_a_rank(watched: Watched) -> None:
 
     import torch
 
+    from distsage.data.sparse_rows import SparseRows
     from distsage.sampling.sampler import Sampler
     from distsage.sampling.seeds import SeedPlan
     from distsage.train.batches import Labels
@@ -48,7 +49,10 @@ def be_a_rank(watched: Watched) -> None:
         torch.device("cpu"),
     )
     mixed = np.random.default_rng(trainers.rank).permutation(rows.offsets[-1])
-    fetched = source.fetch(torch.from_numpy(mixed))
+    fetched, cached = (
+        some.filled_in() if isinstance(some, SparseRows) else some
+        for some in (source.fetch(torch.from_numpy(mixed)), rows.cached)
+    )
     source.close()
     np.savez(
         config.run_dir / f"rows-{trainers.rank}.npz",
@@ -57,7 +61,7 @@ def be_a_rank(watched: Watched) -> None:
         dtype=str(fetched.dtype),
         part=rows.offsets[rows.part : rows.part + 2],
         cached_gid=rows.cached_gid,
-        cached=rows.cached.float().numpy(),
+        cached=cached.float().numpy(),
     )
     store.close()
     torch.distributed.destroy_process_group()

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 from conftest import Partitioned, planted
-from jobs import epochs, losses, summary, train
+from jobs import epochs, losses, mpirun, summary, train
 
 from distsage.data.graph import Graph
 from distsage.partition.parts import Parts
+from distsage.partition.verify import load_parts
 from distsage.train.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(600)]
@@ -31,6 +32,25 @@ def bags_of_words(width: int = 300) -> Graph:
     dense[1, 7] = 2
     dense[2] = rng.normal(size=width) / 20
     return replace(graph, name="words", features=scipy.sparse.csr_matrix(dense))
+
+
+def test_every_row_is_its_nodes_for_all_trainers_of_a_host(
+    partitioned: Partitioned, tmp_path: Path
+) -> None:
+    """Also for those whose own server has not loaded the part."""
+    graph = bags_of_words()
+    parts = partitioned(graph, 2)
+    options = ["--parts", parts, "--run-dir", tmp_path, "--emulated-hosts", 2]
+    program = Path(__file__).with_name("rows_view.py")
+    mpirun(8, program, *options, "--feat-dtype", "float16", "--cache-ratio", 0.3)
+    found, _ = load_parts(parts)
+    expected = found.features.toarray().astype(np.float16)
+    for trainer in range(4):
+        view = dict(np.load(tmp_path / f"rows-{trainer}.npz"))
+        assert str(view["dtype"]) == "torch.float16"
+        np.testing.assert_array_equal(view["fetched"], expected[view["mixed"]])
+        assert len(view["cached_gid"]) > 0
+        np.testing.assert_array_equal(view["cached"], expected[view["cached_gid"]])
 
 
 def total(run_dir: Path, name: str) -> float:
