@@ -26,6 +26,7 @@ from distsage.launch.stage import sweep_staged
 from distsage.launch.watch.progress import State, Watched
 from distsage.launch.world import World
 from distsage.limits import usable_cores
+from distsage.partition.host_parts import HostParts
 from distsage.partition.parts import Parts
 from distsage.partition.verify import verify
 
@@ -59,7 +60,7 @@ class Agreement(Generic[Config]):
     watchers: list[tuple[str, int]]
     is_first: bool
     trainer_on_machine: int
-    parts: Parts
+    parts: HostParts
 
     @property
     def own_address(self) -> host_lists.Address:
@@ -221,14 +222,16 @@ def reach_agreement(world: World, config: Config, watched: Watched) -> Agreement
         )
 
     watched.mark("checking the parts", State.WAITING)
-    parts = world.agree("parts", lambda: _open_parts(config, hosts))
+    parts = world.agree("parts", lambda: HostParts.deal(Parts.open(config.parts_dir), hosts))
     world.agree(
         "number of nodes",
         lambda: preflight.check_num_nodes(parts, assignment.host, config) if is_first else None,
     )
     world.agree(
         "checksums",
-        lambda: verify(parts, assignment.host, world.progress) if is_first else None,
+        lambda: (
+            verify(parts.parts, parts.held(assignment.host), world.progress) if is_first else None
+        ),
     )
     watched.mark("preflight")
     # Where emulated hosts share a machine, its first rank checks for all of them.
@@ -338,14 +341,3 @@ def _addresses(
     return [
         next(a for a in of_host[host] if a.ip == ip) for ip, host in zip(listed, hosts, strict=True)
     ]
-
-
-def _open_parts(config: JobOptions, hosts: list[str]) -> Parts:
-    parts = Parts.open(config.parts_dir)
-    if parts.num_parts != len(hosts):
-        raise UserError(
-            f"{parts.path} has {parts.num_parts} parts but the job runs on {len(hosts)} "
-            f"hosts ({', '.join(hosts)}); use as many hosts as parts, or partition again with "
-            f"--num-parts {len(hosts)}"
-        )
-    return parts

@@ -25,11 +25,11 @@ from distsage.launch.agreement import Agreement, reach_agreement
 from distsage.launch.keys import derive_key
 from distsage.launch.ports import listen
 from distsage.launch.roles import Assignment, Role
-from distsage.launch.stage import stage_part, staged_path
+from distsage.launch.stage import stage_parts, staged_path
 from distsage.launch.watch.progress import State, Watched
 from distsage.launch.watch.ring import Ring
 from distsage.launch.world import World
-from distsage.partition.parts import Parts
+from distsage.partition.host_parts import HostParts
 
 if TYPE_CHECKING:
     from distsage.launch.dgl.client import GraphStore
@@ -50,9 +50,9 @@ class Job:
     Attributes:
         config: the same on every rank.
         assignment: of this rank.
-        hosts: names of the hosts, in the order of the parts.
+        hosts: names of the hosts, in the order of the parts that they hold.
         addresses: one per host.
-        parts: the parts to train on, this host's copy if they are staged.
+        parts: what each host holds, in this host's copy if that is staged.
         staged: directory of that copy; None if the parts are not staged.
         dgl: what DGL has to know.
         rendezvous: of the trainers, None on servers.
@@ -64,7 +64,7 @@ class Job:
     assignment: Assignment
     hosts: list[str]
     addresses: list[host_lists.Address]
-    parts: Parts
+    parts: HostParts
     staged: Path | None
     dgl: "DGLJob"
     rendezvous: "Rendezvous | None"
@@ -117,7 +117,7 @@ def start(world: World, config: TrainConfig, watched: Watched) -> Job:
     if staged is not None:
         watched.mark("staging its part", State.WAITING)
         world.agree("staging", lambda: _stage(agreed, staged, world.progress))
-        parts = world.agree("staged parts", lambda: Parts.open(staged))
+        parts = world.agree("staged parts", lambda: agreed.parts.reopened(staged))
 
     watched.mark("importing DGL", State.STARTING)
     from distsage.launch.dgl.messages import DGLJob
@@ -174,9 +174,9 @@ def _agree_on_device(world: World, agreed: Agreement) -> str:
 
 
 def _stage(agreed: Agreement, target: Path, progress: Callable[[str], None]) -> None:
-    """Copy this host's part to its own disk, if this is the host's first rank."""
+    """Copy this host's parts to its own disk, if this is the host's first rank."""
     if agreed.is_first:
-        stage_part(agreed.parts, agreed.assignment.host, target, progress)
+        stage_parts(agreed.parts, agreed.assignment.host, target, progress)
 
 
 def release_stage(job: Job) -> None:
@@ -270,7 +270,7 @@ def connect(job: Job, watched: Watched) -> "GraphStore":
     assert rendezvous is not None
     own = job.addresses[assignment.host]
     watched.mark("waiting for the servers to load their parts", State.WAITING)
-    graph_store = GraphStore(job.dgl, job.parts.manifest.graph_name, job.parts.offsets)
+    graph_store = GraphStore(job.dgl)
     watched.mark("connecting to the other trainers", State.STARTING)
 
     import torch.distributed

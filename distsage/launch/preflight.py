@@ -18,9 +18,9 @@ from distsage.config import JobOptions
 from distsage.errors import UserError
 from distsage.launch.ports import FIRST_PORT, LAST_PORT, listen
 from distsage.limits import SHARED_MEMORY, free_memory, free_shared_memory, human_bytes
+from distsage.partition.host_parts import HostParts
 from distsage.partition.kept_rows import cached_bytes, cached_gids, own_bytes
 from distsage.partition.manifest import NODE_DATA
-from distsage.partition.parts import Parts
 
 MPICH_SEGMENT = "mpich_shm_"
 # Clocks that differ by more make logs and time limits misleading; munge gives up at 300 s.
@@ -28,9 +28,8 @@ MAX_CLOCK_SKEW_SECONDS = 30.0
 # How long a host may take to answer a connection attempt of another.
 REACH_SECONDS = 5.0
 _MOST_ROWS = 2**31 - 1
-# DGL's servers make 12 segments, each of whole pages, the largest small one of one page; sparse
-# features are two more.
-_ROUNDING_BYTES = 15 * mmap.PAGESIZE
+# A host's servers make at most eight segments, each of whole pages.
+_ROUNDING_BYTES = 8 * mmap.PAGESIZE
 # What a rank takes beyond its data, from the preflight on: DGL, torch and compiled code. Measured:
 # 756 MiB for two servers and two trainers (Linux, x86-64).
 _RANK_BYTES = 190 << 20
@@ -111,43 +110,28 @@ def check_reach(own_host: str, targets: Mapping[str, tuple[str, Sequence[int]]])
                 ) from error
 
 
-def shared_memory_need(parts: Parts, part: int, config: JobOptions) -> int:
-    """Bytes of shared memory that a host takes: its part's graph and node data, and its cache."""
-    manifest, summary = parts.manifest, parts.manifest.parts[part]
-    # All of the graph's file goes to shared memory but the owner of each local node, an int64.
-    graph = _graph_bytes(parts, part) - 8 * (summary.num_nodes + summary.halo_nodes)
-    others = manifest.files[f"part{part}/{NODE_DATA}"].bytes
-    if not manifest.features.is_sparse:
-        others -= _stored_features(parts, part)
-    dtype = config.feat_dtype
-    own = own_bytes(manifest, part, dtype)
-    cached = cached_bytes(parts, cached_gids(parts, part, config), dtype)
-    return graph + others + own + cached + _ROUNDING_BYTES
+def shared_memory_need(parts: HostParts, host: int, config: JobOptions) -> int:
+    """Bytes of shared memory that a host takes: the data of its nodes, and its cache."""
+    manifest, dtype = parts.manifest, config.feat_dtype
+    stored = sum(manifest.files[f"part{part}/{NODE_DATA}"].bytes for part in parts.held(host))
+    others = stored if manifest.features.is_sparse else stored - 4 * parts.feature_numbers(host)
+    own = own_bytes(parts, host, dtype)
+    cached = cached_bytes(parts, cached_gids(parts, host, config), dtype)
+    return others + own + cached + _ROUNDING_BYTES
 
 
-def memory_need(parts: Parts, part: int, config: JobOptions, ranks: int) -> int:
+def memory_need(parts: HostParts, host: int, config: JobOptions, ranks: int) -> int:
     """Bytes that a host's ranks take from now on until they train, shared memory included."""
-    stored = _stored_features(parts, part)
-    cast = 0 if config.feat_dtype == "float32" else stored // 2
-    # A server reads its graph, copies it to shared memory and frees it; then the features.
-    loading = max(_graph_bytes(parts, part), stored + cast)
-    return shared_memory_need(parts, part, config) + loading + ranks * _RANK_BYTES
+    # A server reads one part after the other in float32, puts them together in the type that it
+    # keeps, and copies that to shared memory.
+    is_sparse = parts.manifest.features.is_sparse
+    numbers = max(parts.manifest.parts[part].feature_numbers for part in parts.held(host))
+    together = own_bytes(parts, host, config.feat_dtype)
+    shared = shared_memory_need(parts, host, config)
+    return together + max(0 if is_sparse else 4 * numbers, shared) + ranks * _RANK_BYTES
 
 
-def _graph_bytes(parts: Parts, part: int) -> int:
-    return parts.manifest.files[f"part{part}/graph.dgl"].bytes
-
-
-def _stored_features(parts: Parts, part: int) -> int:
-    """Bytes of a part's features as a server reads them, in float32: of sparse ones, the values.
-
-    Their columns are copied from a memory map.
-    """
-    features = parts.manifest.features
-    return 4 * parts.manifest.parts[part].feature_numbers if features.has_values else 0
-
-
-def check_num_nodes(parts: Parts, part: int, config: JobOptions) -> None:
+def check_num_nodes(parts: HostParts, host: int, config: JobOptions) -> None:
     """See that a host's trainers can number the nodes.
 
     They do so in int32: all nodes, after the rows that their host keeps.
@@ -156,47 +140,48 @@ def check_num_nodes(parts: Parts, part: int, config: JobOptions) -> None:
         UserError: there are too many.
     """
     manifest = parts.manifest
-    own = manifest.parts[part].num_nodes
+    own = parts.num_nodes(host)
     most = _MOST_ROWS - manifest.num_nodes - own
     if most < 0:
         raise UserError(
-            f"{manifest.graph_name} has {manifest.num_nodes:,} nodes and part {part} {own:,} of "
-            f"them, together more than the {_MOST_ROWS:,} that can be numbered; use more parts, or "
-            "train on fewer nodes"
+            f"{manifest.graph_name} has {manifest.num_nodes:,} nodes and {parts.names(host)} "
+            f"{own:,} of them, together more than the {_MOST_ROWS:,} that can be numbered; use "
+            "more hosts, or train on fewer nodes"
         )
-    cached = len(cached_gids(parts, part, config))
+    cached = len(cached_gids(parts, host, config))
     if cached > most:
         raise UserError(
-            f"a cache of {cached:,} rows is too large for part {part} of {manifest.graph_name}: "
-            f"with its {manifest.num_nodes:,} nodes at most {most:,} can be numbered; lower "
-            "--cache-ratio, or give --cache-bytes"
+            f"a cache of {cached:,} rows is too large for {parts.names(host)} of "
+            f"{manifest.graph_name}: with its {manifest.num_nodes:,} nodes at most {most:,} can be "
+            "numbered; lower --cache-ratio, or give --cache-bytes"
         )
 
 
-def check_memory(parts: Parts, hosted: Sequence[int], config: JobOptions, ranks: int) -> None:
-    """Compare what there is on this machine with what the parts `hosted` on it need.
+def check_memory(parts: HostParts, hosted: Sequence[int], config: JobOptions, ranks: int) -> None:
+    """Compare what there is on this machine with what its hosts need.
 
     Args:
-        ranks: of the job, for each of these parts.
+        hosted: the hosts that this machine is.
+        ranks: of the job, for each of them.
 
     Raises:
         UserError: there is too little shared memory, or too little memory.
     """
-    which = f"part {', '.join(map(str, hosted))}"
-    need = sum(shared_memory_need(parts, part, config) for part in hosted)
+    which = ", ".join(parts.names(host) for host in hosted)
+    need = sum(shared_memory_need(parts, host, config) for host in hosted)
     free = free_shared_memory()
     if need > free:
         raise UserError(
             f"{SHARED_MEMORY} has {human_bytes(free)} free but {which} needs {human_bytes(need)}; "
-            "free some, have it made larger, use more parts, a shorter --feat-dtype or a smaller "
+            "free some, have it made larger, use more hosts, a shorter --feat-dtype or a smaller "
             "cache"
         )
-    need = sum(memory_need(parts, part, config, ranks) for part in hosted)
+    need = sum(memory_need(parts, host, config, ranks) for host in hosted)
     free = free_memory()
     if need > free:
         raise UserError(
             f"{human_bytes(free)} of memory are left for this job but {which} needs "
-            f"{human_bytes(need)}; ask for more (sbatch --mem), use more parts, a shorter "
+            f"{human_bytes(need)}; ask for more (sbatch --mem), use more hosts, a shorter "
             "--feat-dtype or a smaller cache"
         )
 

@@ -1,6 +1,6 @@
-"""Copies of a part on a host's own disk. Runs on the first rank of every host.
+"""Copies of a host's parts on its own disk. Runs on the first rank of every host.
 
-A staged directory holds one part, the topology and the JSON files, which is all that a host reads.
+A staged directory holds them, the topology and the JSON files, which is all that a host reads.
 It is removed as soon as every rank of the host has opened what it needs: files that are open or
 mapped stay readable without a name, and vanish with the job, whatever ends it. A job that dies
 earlier leaves a directory whose lock no process holds; the next job removes it.
@@ -18,8 +18,8 @@ from pathlib import Path
 
 from distsage.errors import UserError
 from distsage.limits import human_bytes
+from distsage.partition.host_parts import HostParts
 from distsage.partition.manifest import MANIFEST
-from distsage.partition.parts import Parts
 
 _LOCK = ".lock"
 
@@ -29,14 +29,17 @@ def staged_path(stage: Path, job: str, host: int) -> Path:
     return stage / f"distsage-stage.{os.getuid()}.{job}.{host}"
 
 
-def stage_part(
-    parts: Parts, part: int, target: Path, progress: Callable[[str], None] = lambda doing: None
-) -> Parts:
-    """Copy a part and check every byte on the way; open the copy.
+def stage_parts(
+    host_parts: HostParts,
+    host: int,
+    target: Path,
+    progress: Callable[[str], None] = lambda doing: None,
+) -> HostParts:
+    """Copy a host's parts and check every byte on the way; open the copy.
 
     Args:
-        parts: to copy from.
-        part: this host's.
+        host_parts: to copy from.
+        host: this one.
         target: directory to make.
         progress: told what is copied, with every few MiB.
 
@@ -44,7 +47,8 @@ def stage_part(
         UserError: the target cannot be written, has too little room, or a file is not the one in
             the manifest.
     """
-    names = parts.files_of(part)
+    parts = host_parts.parts
+    names = parts.files_of(host_parts.held(host))
     need = sum(parts.manifest.files[name].bytes for name in names)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,8 +59,9 @@ def stage_part(
     if need > free:
         target.rmdir()
         raise UserError(
-            f"--stage {target.parent} has {human_bytes(free)} free but part {part} and the "
-            f"topology need {human_bytes(need)}; name another directory, or leave --stage out"
+            f"--stage {target.parent} has {human_bytes(free)} free but {host_parts.names(host)} "
+            f"and the topology need {human_bytes(need)}; name another directory, or leave --stage "
+            "out"
         )
     try:
         # Held until this process ends, so that `sweep_staged` of another job leaves the copy alone.
@@ -77,7 +82,7 @@ def stage_part(
     except UserError:
         shutil.rmtree(target, ignore_errors=True)
         raise
-    staged = Parts.open(target)
+    staged = host_parts.reopened(target)
     if staged.manifest != parts.manifest:
         shutil.rmtree(target, ignore_errors=True)
         raise UserError(f"{parts.path / MANIFEST} changed while it was copied; start the job again")

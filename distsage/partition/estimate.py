@@ -55,7 +55,7 @@ def estimate(
         + 17 * edges + 25 * (nodes + halo)  # graph.dgl
         + rows + stock  # node_feat.dgl and what lies beside it
         + (8 if graph.original_ids is None else graph.original_ids.itemsize) * nodes
-        + index * halo  # cache ranking
+        + (index + 4) * halo  # cache ranking
     )  # fmt: skip
     # One part at a time: sources as gids and as slots, edge ids, flags.
     share = 1 / num_parts

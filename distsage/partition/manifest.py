@@ -17,6 +17,7 @@ INDPTR = "topology/indptr.npy"
 INDICES = "topology/indices.npy"
 ORIGINAL_IDS = "original_ids.npy"
 CACHE_RANKING = "cache_ranking.npy"
+CACHE_PROBABILITY = "cache_probability.npy"
 # Sparse features: how many numbers every row of the graph has, and a part's numbers.
 COUNTS = "feature_counts.npy"
 COLUMNS = "feature_columns.npy"
@@ -251,7 +252,7 @@ class Manifest:
 
 def part_file_names(part: int, features: FeatureStorage) -> list[str]:
     """The files of one part."""
-    names = [CACHE_RANKING, "edge_feat.dgl", "graph.dgl", NODE_DATA]
+    names = [CACHE_PROBABILITY, CACHE_RANKING, "edge_feat.dgl", "graph.dgl", NODE_DATA]
     if features.is_sparse:
         names.append(COLUMNS)
         if features.has_values:

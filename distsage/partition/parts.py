@@ -8,7 +8,7 @@ import json
 import os
 import reprlib
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from distsage.data.validate import MASKS
 from distsage.errors import UserError
 from distsage.files import read_json
 from distsage.partition.manifest import (
+    CACHE_PROBABILITY,
     CACHE_RANKING,
     COLUMNS,
     COUNTS,
@@ -143,6 +144,14 @@ class Parts:
         """
         return self._array(f"part{part}/{CACHE_RANKING}", "i", None)
 
+    def cache_probability(self, part: int) -> np.ndarray:
+        """The probability that a batch of the part contains each node of its ranking: float32.
+
+        Raises:
+            UserError: as for `topology`.
+        """
+        return self._array(f"part{part}/{CACHE_PROBABILITY}", "f", len(self.cache_ranking(part)))
+
     def feature_counts(self) -> np.ndarray:
         """How many numbers each row of sparse features has: int32 `[N]`, a read-only memory map.
 
@@ -217,25 +226,25 @@ class Parts:
             rows["features"] = scipy.sparse.csr_matrix((numbers, columns, indptr), shape)
         return rows
 
-    def files_of(self, part: int | None = None) -> list[str]:
-        """Names of the files that a host of one part reads; None names all files there are.
+    def files_of(self, held: Iterable[int] | None = None) -> list[str]:
+        """Names of the files that a host of some parts reads; None names all files there are.
 
-        They are the part's and those that all parts share; some only stock DGL reads.
+        They are those parts' and those that all parts share; some only stock DGL reads.
         """
         manifest = self.manifest
-        if part is None:
+        if held is None:
             return file_names(manifest.graph_name, self.num_parts, manifest.features)
-        names = part_file_names(part, manifest.features)
+        names = (name for part in held for name in part_file_names(part, manifest.features))
         shared = file_names(manifest.graph_name, 0, manifest.features)
         return [*shared, *(name for name in names if not name.endswith(f"/{DENSE_NODE_DATA}"))]
 
-    def check_sizes(self, part: int | None = None) -> None:
-        """Compare the sizes of the files of `files_of(part)` with the manifest; quick.
+    def check_sizes(self, held: Iterable[int] | None = None) -> None:
+        """Compare the sizes of the files of `files_of(held)` with the manifest; quick.
 
         Raises:
             UserError: a file is missing or has another size.
         """
-        for name in self.files_of(part):
+        for name in self.files_of(held):
             self._check_size(name)
 
     def verify_file(self, name: str, on_chunk: Callable[[], None] = lambda: None) -> None:

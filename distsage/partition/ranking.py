@@ -55,7 +55,7 @@ def rank_remote(
     *,
     fan_out: Sequence[int],
     batch_size: int,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """The nodes outside [low, high) that a batch may contain, the likeliest first.
 
     Args:
@@ -67,13 +67,15 @@ def rank_remote(
         batch_size: see `inclusion_probability`.
 
     Returns:
-        Gids in the dtype of the topology's indices; equal probabilities in gid order.
+        Gids in the dtype of the topology's indices, equal probabilities in gid order; and their
+        probabilities, float32.
     """
     probability = inclusion_probability(topology, train_gid, fan_out=fan_out, batch_size=batch_size)
     probability[low:high] = 0
     reached = np.flatnonzero(probability)
     order = np.argsort(-probability[reached], kind="stable")
-    return reached[order].astype(topology.indices.dtype)
+    ranking = reached[order]
+    return ranking.astype(topology.indices.dtype), probability[ranking].astype(np.float32)
 
 
 @compiled

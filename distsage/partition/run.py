@@ -18,6 +18,7 @@ from distsage.files import atomic_directory, explain_write_errors, write_json
 from distsage.limits import human_bytes
 from distsage.partition import estimate
 from distsage.partition.manifest import (
+    CACHE_PROBABILITY,
     CACHE_RANKING,
     COUNTS,
     DENSE_NODE_DATA,
@@ -33,6 +34,7 @@ from distsage.partition.manifest import (
     file_names,
 )
 from distsage.partition.metis import PartMethod, assign
+from distsage.partition.part_order import order_parts
 from distsage.partition.parts import sha256
 from distsage.partition.quality import QualityReport
 from distsage.partition.ranking import rank_remote
@@ -63,7 +65,7 @@ def partition(
 
     Args:
         graph: what to split. It stays as it is.
-        num_parts: one per host.
+        num_parts: a host may hold several.
         output: the directory to create.
         method: see `assign`.
         balance_train: see `assign`.
@@ -109,6 +111,12 @@ def partition(
                 balance_train=balance_train,
                 balance_edges=balance_edges,
                 seed=seed,
+            )
+        with _timed("ordering the parts"):
+            number = order_parts(graph.topology, trainer // num_trainers_per_host, num_parts)
+            trainer = (
+                number[trainer // num_trainers_per_host] * num_trainers_per_host
+                + trainer % num_trainers_per_host
             )
         order = Order.of(trainer, num_parts, graph.topology.indices.dtype, num_trainers_per_host)
         storage = storage_of(graph)
@@ -264,7 +272,7 @@ def _write_rankings(
     train_mask = graph.train_mask[order.position]
     for index in range(order.num_parts):
         low, high = int(order.offsets[index]), int(order.offsets[index + 1])
-        ranking = rank_remote(
+        ranking, probability = rank_remote(
             topology,
             low,
             high,
@@ -272,7 +280,9 @@ def _write_rankings(
             fan_out=fan_out,
             batch_size=batch_size,
         )
-        np.save(directory / f"part{index}" / CACHE_RANKING, ranking, allow_pickle=False)
+        part = directory / f"part{index}"
+        np.save(part / CACHE_RANKING, ranking, allow_pickle=False)
+        np.save(part / CACHE_PROBABILITY, probability, allow_pickle=False)
 
 
 def _finish(

@@ -1,6 +1,6 @@
 """Parts that are still what was written: checksums, remembered per file. Runs on every host.
 
-`distsage train` verifies a host's part in its preflight, `local` and `predict` all parts.
+`distsage train` verifies a host's parts in its preflight, `local` and `predict` all parts.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import hashlib
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,26 +23,29 @@ from distsage.partition.parts import Parts
 
 
 def verify(
-    parts: Parts, part: int | None = None, progress: Callable[[str], None] = lambda doing: None
+    parts: Parts,
+    held: Iterable[int] | None = None,
+    progress: Callable[[str], None] = lambda doing: None,
 ) -> None:
-    """Compare a part's files, and those that all parts share, with the manifest.
+    """Compare some parts' files, and those that all parts share, with the manifest.
 
     Sizes come first, at once. Checksums are remembered per file (size, times of change, inode), so
     that later runs of the same parts on this host read nothing again.
 
     Args:
         parts: to verify.
-        part: whose files; None takes all parts.
+        held: whose files; None takes all parts.
         progress: told what is read, with every few MiB.
 
     Raises:
         UserError: a file is missing, truncated or changed.
     """
-    parts.check_sizes(part)
+    held = None if held is None else tuple(held)
+    parts.check_sizes(held)
     record = _record(parts)
     known = _read_record(record)
     stamps = {}
-    for name in parts.files_of(part):
+    for name in parts.files_of(held):
         stamp = _stamp(parts, name)
         if known.get(name) != stamp:
             parts.verify_file(name, partial(progress, f"checking {name}"))

@@ -1,4 +1,4 @@
-"""What a server rank does: serve its host's part until the trainers are done."""
+"""What a server rank does: serve its host's parts until the trainers are done."""
 
 from typing import NoReturn
 
@@ -10,10 +10,10 @@ from distsage.sampling.partitioned import NEIGHBOURS, PartAnswer
 
 def run(job: Job, watched: Watched) -> NoReturn:
     """Serve. Blocks; ends the process."""
-    watched.mark("loading its part", State.LOADING)
-    part = job.parts.manifest.parts[job.assignment.host].nodes
+    watched.mark("loading its parts", State.LOADING)
+    nodes = job.parts.nodes(job.assignment.host)
     # Opened now: a staged copy loses its name before the first question.
-    picks = PartAnswer(job.parts.topology(), job.config.sampling_method, *part)
+    picks = PartAnswer(job.parts.parts.topology(), job.config.sampling_method, *nodes)
     try:
         serve(
             job.dgl,

@@ -1,4 +1,4 @@
-"""What a trainer rank does: train on its host's part, together with the other trainers."""
+"""What a trainer rank does: train on its host's nodes, together with the other trainers."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -60,9 +60,9 @@ def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: 
         print(description(device), flush=True)
 
     watched.mark("opening the topology", State.LOADING)
-    topology = job.parts.topology()
-    part = manifest.parts[assignment.host].nodes
-    bounds = trainer_bounds([p.nodes for p in manifest.parts], assignment.pairs_per_host)
+    topology = job.parts.parts.topology()
+    part = job.parts.nodes(assignment.host)
+    bounds = trainer_bounds(job.parts.ranges, assignment.pairs_per_host)
     own = slice(*(int(b) - part[0] for b in bounds[trainers.rank : trainers.rank + 2]))
 
     labels = store.own_rows("labels")
@@ -128,6 +128,7 @@ def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: 
                 "input_layer": choice.way,
                 "device": device.type,
                 "hosts": assignment.num_hosts,
+                "parts": job.parts.parts.num_parts,
                 "trainers": assignment.num_trainers,
                 "edge_cut": manifest.edge_cut,
             }
@@ -175,7 +176,7 @@ def _sampler_maker(
     def new_sampler(number_inputs: bool) -> Sampler:
         pick = None
         if choice == "partitioned":
-            own = Neighbours(topology, method, *job.parts.manifest.parts[host].nodes)
+            own = Neighbours(topology, method, *job.parts.nodes(host))
             pick = PartitionedNeighbours(own, host, job.parts.offsets, store).pick
         return Sampler(
             topology,
@@ -225,7 +226,7 @@ def feature_rows(job: Job, store: GraphStore, trainers: Collectives, watched: Wa
     cached_gid = cached_gids(job.parts, assignment.host, job.config).astype(np.int64)
     counts = None
     if manifest.features.is_sparse:
-        counts = job.parts.feature_counts()[cached_gid].astype(np.int64)
+        counts = job.parts.parts.feature_counts()[cached_gid].astype(np.int64)
     note = ranking_note(manifest, job.config)
     if trainers.rank == 0 and len(cached_gid) > 0 and note is not None:
         print(note, flush=True)
@@ -244,10 +245,10 @@ def feature_rows(job: Job, store: GraphStore, trainers: Collectives, watched: Wa
     return PartRows(job.parts.offsets, assignment.host, own, cached_gid, cached, pull, resident)
 
 
-def trainer_bounds(parts: list[tuple[int, int]], trainers_per_host: int) -> np.ndarray:
-    """int64 `[trainers + 1]`: every part's gids, shared evenly among its host's trainers."""
-    bounds = [parts[0][0]]
-    for low, high in parts:
+def trainer_bounds(hosts: list[tuple[int, int]], trainers_per_host: int) -> np.ndarray:
+    """int64 `[trainers + 1]`: every host's gids, (low, high), shared evenly among its trainers."""
+    bounds = [hosts[0][0]]
+    for low, high in hosts:
         size = high - low
         bounds += [
             low + size * share // trainers_per_host for share in range(1, trainers_per_host + 1)

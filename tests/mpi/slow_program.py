@@ -57,7 +57,7 @@ def read_slowly(seconds: float) -> None:
 def slow_load(hang: bool) -> None:
     from dgl.distributed import dist_graph
 
-    load = dist_graph.load_partition
+    load = dist_graph.load_partition_feats
 
     def load_slowly(*args: Any, **kwargs: Any) -> Any:
         read_slowly(10.0 if hang else LOAD_SECONDS)
@@ -65,7 +65,7 @@ def slow_load(hang: bool) -> None:
             time.sleep(300)
         return load(*args, **kwargs)
 
-    dist_graph.load_partition = load_slowly
+    dist_graph.load_partition_feats = load_slowly
 
 
 def slow_layers(hang: bool) -> None:

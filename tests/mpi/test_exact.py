@@ -20,6 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from distsage.data.graph import Graph
 from distsage.model.graphsage import GraphSAGE
+from distsage.partition.host_parts import HostParts
 from distsage.partition.parts import Parts
 from distsage.partition.verify import load_parts
 from distsage.sampling.seeds import SeedPlan
@@ -29,6 +30,7 @@ pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900), pytest.mark.levels]
 HIDDEN = 16
 LEARNING_RATE = 0.02
 HOSTS, TRAINERS_PER_HOST = 2, 2
+NUM_PARTS = 16
 EXACT = ("--fan-out", "-1,-1", "--dropout", 0, "--num-hidden", HIDDEN, "--lr", LEARNING_RATE)
 EXACT += ("--eval-every", 1, "--seed", 5)
 
@@ -42,18 +44,18 @@ class Epoch:
     weights: dict[str, np.ndarray]
 
 
-def trainers_nodes(parts: Parts) -> list[slice]:
-    """The gids of each trainer: the parts, shared evenly among a host's trainers."""
+def trainers_nodes(parts: Parts, hosts: int, per_host: int) -> list[slice]:
+    """The gids of each trainer: what a host holds, shared evenly among its trainers."""
     slices = []
-    for low, high in (part.nodes for part in parts.manifest.parts):
-        cuts = [low + (high - low) * k // TRAINERS_PER_HOST for k in range(TRAINERS_PER_HOST + 1)]
+    for low, high in HostParts.deal(parts, ["host"] * hosts).ranges:
+        cuts = [low + (high - low) * k // per_host for k in range(per_host + 1)]
         slices += [slice(a, b) for a, b in itertools.pairwise(cuts)]
     return slices
 
 
-def plans(graph: Graph, parts: Parts, batch_size: int) -> list[SeedPlan]:
+def plans(graph: Graph, trainers: list[slice], batch_size: int) -> list[SeedPlan]:
     """Every trainer's seed nodes."""
-    nodes = [np.flatnonzero(graph.train_mask[own]) + own.start for own in trainers_nodes(parts)]
+    nodes = [np.flatnonzero(graph.train_mask[own]) + own.start for own in trainers]
     counts = [len(own) for own in nodes]
     return [SeedPlan(own, counts, batch_size, 5, rank) for rank, own in enumerate(nodes)]
 
@@ -104,12 +106,19 @@ def reference(graph: Graph, plans: list[SeedPlan], num_epochs: int) -> Iterator[
         yield Epoch(float(np.mean(losses)), accuracy, copies)
 
 
-def check(parts: Path, run_dir: Path, batch_size: int, num_epochs: int) -> list[SeedPlan]:
+def check(
+    parts: Path,
+    run_dir: Path,
+    batch_size: int,
+    num_epochs: int,
+    hosts: int = HOSTS,
+    per_host: int = TRAINERS_PER_HOST,
+) -> list[SeedPlan]:
     """Train both ways and compare; returns the trainers' plans."""
     options = (*EXACT, "--batch-size", batch_size, "--num-epochs", num_epochs)
-    train(2 * HOSTS * TRAINERS_PER_HOST, parts, run_dir, *options, hosts=HOSTS)
+    train(2 * hosts * per_host, parts, run_dir, *options, hosts=hosts)
     graph, _ = load_parts(parts)
-    seed_plans = plans(graph, Parts.open(parts), batch_size)
+    seed_plans = plans(graph, trainers_nodes(Parts.open(parts), hosts, per_host), batch_size)
     expected = list(reference(graph, seed_plans, num_epochs))
     records = epochs(run_dir)
     np.testing.assert_allclose(
@@ -132,6 +141,13 @@ def test_step_by_step(partitioned: Partitioned, tmp_path: Path) -> None:
     assert plan.num_steps == 1
 
 
+@pytest.mark.parametrize("hosts", [1, 2, 3, 4])
+def test_any_number_of_hosts(hosts: int, partitioned: Partitioned, tmp_path: Path) -> None:
+    """A host holds several parts; the trainers of three hosts have unequal shares."""
+    parts = partitioned(planted(), NUM_PARTS)
+    check(parts, tmp_path, batch_size=60, num_epochs=2, hosts=hosts, per_host=1)
+
+
 def test_unequal_trainers_and_one_without_train_nodes(
     partitioned: Partitioned, tmp_path: Path
 ) -> None:
@@ -141,7 +157,8 @@ def test_unequal_trainers_and_one_without_train_nodes(
     position = {name: v for v, name in enumerate(graph.original_ids.tolist())}
     place = np.array([position[name] for name in parts.original_ids().tolist()])
     train_mask = np.zeros(graph.num_nodes, bool)
-    for own, count in zip(trainers_nodes(parts), (7, 0, 100, 41), strict=True):
+    trainers = trainers_nodes(parts, HOSTS, TRAINERS_PER_HOST)
+    for own, count in zip(trainers, (7, 0, 100, 41), strict=True):
         train_mask[place[own][:count]] = True
     changed = planted(train_mask=train_mask)
     path = partitioned(changed, HOSTS)  # METIS does not look at the masks

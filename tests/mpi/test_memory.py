@@ -12,6 +12,7 @@ from jobs import Job, distsage, train_arguments
 from distsage import limits
 from distsage.config import TrainConfig
 from distsage.launch.preflight import shared_memory_need
+from distsage.partition.host_parts import HostParts
 from distsage.partition.parts import Parts
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]
@@ -61,7 +62,8 @@ def test_shared_memory(options: dict[str, object], parts: Path, tmp_path: Path) 
     if tried.returncode != 0:
         pytest.skip("this user may not mount a /dev/shm of a chosen size")
     config = TrainConfig(parts=parts, **options)  # type: ignore[arg-type]
-    need = sum(shared_memory_need(Parts.open(parts), part, config) for part in (0, 1))
+    held = HostParts.deal(Parts.open(parts), ["a", "b"])
+    need = sum(shared_memory_need(held, host, config) for host in (0, 1))
     need = -(-need // mmap.PAGESIZE) * mmap.PAGESIZE
     given = [x for k, v in options.items() for x in (f"--{k.replace('_', '-')}", v)]
     end(with_shared_memory(need + MPI_BYTES), parts, tmp_path / "fits", 0, *given)
@@ -70,7 +72,7 @@ def test_shared_memory(options: dict[str, object], parts: Path, tmp_path: Path) 
     short = with_shared_memory(need - mmap.PAGESIZE)
     said = end(short, parts, tmp_path / "not", 2, *given)
     assert said.count(": /dev/shm has ") == 1
-    assert "free but part 0, 1 needs " in said
+    assert "free but part 0, part 1 needs " in said
     assert "Traceback" not in said
     assert not (tmp_path / "not").exists()
 

@@ -1,4 +1,4 @@
-"""A trainer's side: connects to all servers, then reads data of all parts. Runs on odd ranks."""
+"""A trainer's side: connects to all servers, then reads data of all hosts. Runs on odd ranks."""
 
 import threading
 from collections.abc import Mapping
@@ -49,19 +49,13 @@ def _connect(job: DGLJob) -> None:
 
 
 class GraphStore:
-    """Data of all parts, as the trainer sees them. One per trainer.
+    """Data of all hosts, as the trainer sees them. One per trainer.
 
     Several threads may use it. DGL's client is not made for that, so they take turns.
     """
 
-    def __init__(self, job: DGLJob, graph_name: str, offsets: np.ndarray) -> None:
-        """Connect to all servers. Collective over the trainers; blocks while the servers load.
-
-        Args:
-            job: of this rank.
-            graph_name: as the parts' configuration has it.
-            offsets: int64 `[P + 1]`; part i owns the gids in [offsets[i], offsets[i + 1]).
-        """
+    def __init__(self, job: DGLJob) -> None:
+        """Connect to all servers. Collective over the trainers; blocks while the servers load."""
 
         def connect(*_: Any, **__: Any) -> None:
             _connect(job)
@@ -69,92 +63,92 @@ class GraphStore:
         servers = install(job)
         dist_context.connect_to_server = connect
         dgl.distributed.initialize(servers)
-        self._graph = dist_graph.DistGraph(graph_name)
         manifest = job.parts.manifest
+        self._graph = dist_graph.DistGraph(manifest.graph_name)
         self._feature_dtype: torch.dtype = getattr(torch, job.feature_dtype)
         self._sparse_width = manifest.num_features if manifest.features.is_sparse else None
         self._client = kvstore.get_kvstore()
-        self._part = job.assignment.host
-        self._offsets = offsets
+        self._host = job.assignment.host
+        self._offsets = job.parts.offsets
         self._one_at_a_time = threading.Lock()
         # All ranks of the host have mapped the segments (DistGraph ends with a barrier). Without
         # their names they vanish with the last process, whatever ends it.
         unlink_segments(job)
 
     def own_rows(self, name: str) -> torch.Tensor:
-        """The rows of this host's part, in place in the server's shared memory."""
+        """The rows of this host's parts, in place in the server's shared memory."""
         return self._typed(name, self._client._data_store[stored(name)])
 
     def own_features(self) -> torch.Tensor | SparseRows:
-        """The features of this host's part, in place in the server's shared memory."""
+        """The features of this host's parts, in place in the server's shared memory."""
         if self._sparse_width is None:
             return self.own_rows("features")
         rows = stored_sparse_rows(self._client._data_store, self._sparse_width)
         return replace(rows, values=self._typed_values(rows.values))
 
     def pull_features(self, gids: np.ndarray) -> torch.Tensor | SparseRows:
-        """Features of nodes of any parts, as `pull` does."""
+        """Features of nodes of any hosts, as `pull` does."""
         if self._sparse_width is None:
             return self.pull("features", gids)
-        rows_of, own = self._by_part(gids)
+        rows_of, own = self._by_host(gids)
         answers = self.ask(SPARSE_ROWS, rows_of, self._sparse_width) if rows_of else {}
         pieces = {}
-        for part, (counts, columns, *rest) in answers.items():
+        for host, (counts, columns, *rest) in answers.items():
             values = self._typed_values(rest[0] if rest else None)
-            pieces[part] = SparseRows.of_counts(counts, columns, values, self._sparse_width)
+            pieces[host] = SparseRows.of_counts(counts, columns, values, self._sparse_width)
         if own is not None or not pieces:
             own_features = self.own_features()
             assert isinstance(own_features, SparseRows)
             slots = np.empty(0, np.int64) if own is None else own.numpy()
-            pieces[self._part] = own_features.take(slots)
-        return SparseRows.joined([pieces[part] for part in sorted(pieces)])
+            pieces[self._host] = own_features.take(slots)
+        return SparseRows.joined([pieces[host] for host in sorted(pieces)])
 
     def pull(self, name: str, gids: np.ndarray) -> torch.Tensor:
-        """Rows of nodes of any parts. Blocks; releases the GIL while it waits.
+        """Rows of nodes of any hosts. Blocks; releases the GIL while it waits.
 
         Args:
             name: features, labels, or a mask.
-            gids: int64 `[n]`, those of each part together, parts in ascending order.
+            gids: int64 `[n]`, those of each host together, hosts in ascending order.
         """
-        rows_of, own = self._by_part(gids)
+        rows_of, own = self._by_host(gids)
         pieces = self.ask(ROWS, rows_of, stored(name)) if rows_of else {}
         if own is not None:
-            pieces[self._part] = (self._client._data_store[stored(name)].index_select(0, own),)
+            pieces[self._host] = (self._client._data_store[stored(name)].index_select(0, own),)
         if not pieces:
             return self.own_rows(name)[:0]
-        in_order = [pieces[part][0] for part in sorted(pieces)]
+        in_order = [pieces[host][0] for host in sorted(pieces)]
         return self._typed(name, in_order[0] if len(in_order) == 1 else torch.cat(in_order))
 
-    def _by_part(self, gids: np.ndarray) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
-        """Rows of nodes in the tables of the other parts that have them, and in this host's."""
+    def _by_host(self, gids: np.ndarray) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
+        """Rows of nodes in the tables of the other hosts that have them, and in this host's."""
         owner = np.searchsorted(self._offsets, gids, side="right") - 1
-        assert (np.diff(owner) >= 0).all(), "gids of one part stand together"
+        assert (np.diff(owner) >= 0).all(), "gids of one host stand together"
         begins = np.searchsorted(owner, np.arange(len(self._offsets)))
         rows_of = {
-            part: torch.from_numpy(gids[begin:end] - self._offsets[part])
-            for part, (begin, end) in enumerate(pairwise(begins))
+            host: torch.from_numpy(gids[begin:end] - self._offsets[host])
+            for host, (begin, end) in enumerate(pairwise(begins))
             if begin < end
         }
-        own = rows_of.pop(self._part, None)
+        own = rows_of.pop(self._host, None)
         return rows_of, own
 
     def ask(
         self, subject: str, tensors: Mapping[int, torch.Tensor], *arguments: int | str
     ) -> dict[int, tuple[torch.Tensor, ...]]:
-        """Ask the servers of several parts at once. Blocks; releases the GIL while it waits.
+        """Ask the servers of several hosts at once. Blocks; releases the GIL while it waits.
 
         Args:
             subject: which of the servers' `answers`.
-            tensors: for each part that is asked, what it is asked about; not empty.
-            arguments: further ones, the same for all parts.
+            tensors: for each host that is asked, what it is asked about; not empty.
+            arguments: further ones, the same for all hosts.
 
         Returns:
-            What each part's server answers.
+            What each host's server answers.
         """
-        questions = [(part, Question(subject, arguments, t)) for part, t in tensors.items()]
+        questions = [(host, Question(subject, arguments, t)) for host, t in tensors.items()]
         with self._one_at_a_time:
             answers = rpc.remote_call(questions)
-        return {part: answer.tensors for part, answer in zip(tensors, answers, strict=True)}
+        return {host: answer.tensors for host, answer in zip(tensors, answers, strict=True)}
 
     def _typed(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         return rows.view(self._feature_dtype) if name == "features" else rows

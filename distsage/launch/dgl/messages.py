@@ -15,8 +15,8 @@ from dgl.distributed import dist_graph, kvstore, role, rpc
 
 from distsage.data.sparse_rows import SparseRows
 from distsage.launch.roles import Assignment
+from distsage.partition.host_parts import HostParts
 from distsage.partition.manifest import NODE_TYPE
-from distsage.partition.parts import Parts
 
 # DGL tells requests apart by number; this one is none of its own.
 _QUESTION_SERVICE = 730_001
@@ -40,7 +40,7 @@ class DGLJob:
         servers: (ip, port) of every server, by its number.
         server_names, trainer_names: how messages name them, by their numbers.
         listener: this server's, bound to its (ip, port); None on trainers.
-        parts: the parts to serve and to read.
+        parts: what each host holds.
         prefix: of the names of this host's shared-memory segments; no slash.
         secret: known to this job's ranks only; tells them from strangers.
         startup_timeout: seconds until a missing server counts as absent.
@@ -52,7 +52,7 @@ class DGLJob:
     server_names: Sequence[str]
     trainer_names: Sequence[str]
     listener: socket.socket | None
-    parts: Parts
+    parts: HostParts
     prefix: str
     secret: bytes = field(repr=False)
     startup_timeout: float
@@ -60,8 +60,8 @@ class DGLJob:
 
     @property
     def max_message_bytes(self) -> int:
-        """No request or answer has more: it is about rows or in-edges of one part at most once."""
-        return max(part.bytes for part in self.parts.manifest.parts)
+        """No request or answer has more: it is about rows or in-edges of one host at most once."""
+        return max(self.parts.bytes(host) for host in range(self.parts.num_hosts))
 
 
 Answer = Callable[..., Sequence[torch.Tensor]]

@@ -12,10 +12,10 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
+import dgl
 import numpy as np
 import torch
 import torch.utils.dlpack
-from dgl import DGLGraph, heterograph_index
 from dgl.distributed import (
     dist_context,
     dist_graph,
@@ -43,10 +43,6 @@ from distsage.partition.manifest import EDGE_TYPE, NODE_TYPE
 
 log = logging.getLogger(__name__)
 
-_FEATURES = "_N/features"
-# What DGL's C++ code makes of a graph in shared memory, beside the segment with the graph's name.
-_GRAPH_ARRAYS = ("0_csc_indptr", "0_csc_indices")
-
 
 def install(job: DGLJob) -> str:
     """Make the changes that servers and trainers share, and tell DGL of the job.
@@ -58,6 +54,7 @@ def install(job: DGLJob) -> str:
     """
     _own_shared_memory(job.prefix)
     _know_the_parts(job)
+    _share_no_graph()
     _send_plain_data()
     _know_the_servers(job)
     _log_what_is_printed()
@@ -69,7 +66,7 @@ def install(job: DGLJob) -> str:
         DGL_DIST_MODE="distributed",
         DGL_ROLE="server" if assignment.role == "server" else "client",
         DGL_IP_CONFIG=servers,
-        DGL_CONF_PATH=str(job.parts.dgl_config),
+        DGL_CONF_PATH=str(job.parts.parts.dgl_config),
         DGL_NUM_SERVER=str(assignment.pairs_per_host),
         DGL_NUM_CLIENT=str(assignment.num_trainers),
         DGL_NUM_SAMPLER="0",
@@ -95,29 +92,9 @@ def _own_shared_memory(prefix: str) -> None:
         with _new_segments(prefixed(name)) if is_create else _checked_segments(prefixed(name)):
             return empty(prefixed(name), is_create, *rest)
 
-    def share(graph: DGLGraph, name: str, *args: Any, **kwargs: Any) -> Any:
-        shared = prefixed(name)
-        names = {shared, *(f"{shared}{shared}_{array}" for array in _GRAPH_ARRAYS)}
-        with _new_segments(*names):
-            result = share_graph(graph, shared, *args, **kwargs)
-            made = {path.name for path in SHARED_MEMORY.glob(f"{shared}*")}
-            assert made == names, f"DGL has made the segments {sorted(made - names)} by itself"
-            return result
-
-    def attach(name: str) -> Any:
-        shared = prefixed(name)
-        with _checked_segments(*(path.name for path in SHARED_MEMORY.glob(f"{shared}*"))):
-            return attach_graph(shared)
-
     empty = kvstore.empty_shared_mem
-    exists = dist_graph.exist_shared_mem_array
-    share_graph = DGLGraph.shared_memory
-    attach_graph = heterograph_index.create_heterograph_from_shared_memory
     for module in (dist_graph, kvstore, shared_mem_utils):
         module.empty_shared_mem = open_segment
-    dist_graph.exist_shared_mem_array = lambda name: exists(prefixed(name))
-    DGLGraph.shared_memory = share
-    heterograph_index.create_heterograph_from_shared_memory = attach
 
 
 @contextlib.contextmanager
@@ -163,25 +140,35 @@ def unlink_segments(job: DGLJob) -> None:
 
 
 def _know_the_parts(job: DGLJob) -> None:
-    """Tell trainers which nodes and edges belong to which part, as the manifest has it.
+    """Tell DGL which nodes and edges belong to which host, as the manifest has it.
 
-    DGL's servers pickle that into shared memory, and its trainers unpickle what they find there.
+    DGL's servers read it from a configuration that has one part for each host. They pickle it into
+    shared memory, and DGL's trainers unpickle what they find there.
     """
-    parts = job.parts.manifest.parts
+    parts = job.parts
     edge_type = tuple(EDGE_TYPE.split(":"))
-
-    def partition_book(graph_name: str) -> graph_partition_book.RangePartitionBook:
-        return graph_partition_book.RangePartitionBook(
-            job.assignment.host,
-            len(parts),
-            {NODE_TYPE: np.array([part.nodes for part in parts])},
-            {edge_type: np.array([part.edges for part in parts])},
-            {NODE_TYPE: 0},
-            {edge_type: 0},
-        )
-
-    dist_graph.get_shared_mem_partition_book = partition_book
+    book = graph_partition_book.RangePartitionBook(
+        job.assignment.host,
+        parts.num_hosts,
+        {NODE_TYPE: np.array(parts.ranges)},
+        {edge_type: np.array([parts.edges(host) for host in range(parts.num_hosts)])},
+        {NODE_TYPE: 0},
+        {edge_type: 0},
+    )
+    what = book, parts.manifest.graph_name, [NODE_TYPE], [edge_type]
+    dist_graph.load_partition_book = lambda config, host: what
+    dist_graph.load_partition = lambda config, host, load_feats: (dgl.graph([]), {}, {}, *what)
+    dist_graph.get_shared_mem_partition_book = lambda graph_name: book
     graph_partition_book.RangePartitionBook.shared_memory = lambda book, graph_name: None
+
+
+def _share_no_graph() -> None:
+    """Have servers and trainers do without a graph of DGL's.
+
+    DGL's servers load the edges of a part for DGL's samplers. Ours read the parts' topology.
+    """
+    dist_graph._copy_graph_to_shared_mem = lambda graph, graph_name, graph_format: graph
+    dist_graph._get_graph_from_shared_mem = lambda graph_name: None
 
 
 def _send_plain_data() -> None:
@@ -282,45 +269,44 @@ def _log_what_is_printed() -> None:
         module.print = log_words
 
 
-def cast_loaded_features(dtype: str) -> None:
-    """Have this server keep and send features as float32, float16 or bfloat16, whatever `dtype` is.
+def load_rows(job: DGLJob) -> None:
+    """Have this server keep and send the rows of all parts of its host.
 
-    DGL serves features in the type of the file. Types of two bytes are kept as int16: DGL has no
-    shared memory of bfloat16.
+    DGL serves one part, features in the type of the file, and dense ones only. Here features are
+    float32, float16 or bfloat16 (types of two bytes are kept as int16: DGL has no shared memory of
+    bfloat16); sparse ones are not among what DGL loads (`share_sparse_features`).
     """
-    load = dist_graph.load_partition_feats
+    parts = job.parts
+    is_sparse = parts.manifest.features.is_sparse
 
-    def load_and_cast(*args: Any, **kwargs: Any) -> Any:
-        node_rows, edge_rows = load(*args, **kwargs)
-        if node_rows is not None:
-            node_rows[_FEATURES] = _shareable(cast_features(node_rows[_FEATURES], dtype))
-        return node_rows, edge_rows
-
-    dist_graph.load_partition_feats = load_and_cast
-
-
-def leave_dense_rows(job: DGLJob) -> None:
-    """Have this server load a part's labels and masks, without dense rows of sparse features.
-
-    DGL loads the file that its configuration names, which has them for stock DGL.
-    """
-
-    def load(config: str, part: int, load_nodes: bool = True, load_edges: bool = True) -> Any:
-        rows = read_node_data(job.parts.path / f"part{part}") if load_nodes else {}
-        node_rows = {f"{NODE_TYPE}/{name}": torch.from_numpy(row) for name, row in rows.items()}
-        return node_rows, {}
+    def load(config: str, host: int, load_nodes: bool, load_edges: bool) -> Any:
+        together: dict[str, torch.Tensor] = {}
+        low, high = parts.nodes(host)
+        for part in parts.held(host) if load_nodes else ():
+            begin, end = (gid - low for gid in parts.manifest.parts[part].nodes)
+            for short_name, array in read_node_data(parts.parts.path / f"part{part}").items():
+                name, rows = f"{NODE_TYPE}/{short_name}", torch.from_numpy(array)
+                if short_name == "features" and not is_sparse:
+                    rows = _shareable(cast_features(rows, job.feature_dtype))
+                if len(rows) == high - low:  # there is no other part
+                    together[name] = rows
+                    continue
+                if name not in together:
+                    together[name] = rows.new_empty(high - low, *rows.shape[1:])
+                together[name][begin:end] = rows
+        return together, {}
 
     dist_graph.load_partition_feats = load
 
 
 def share_sparse_features(job: DGLJob, store: kvstore.KVServer) -> None:
-    """Keep a part's sparse features in DGL's KVStore, where the host's ranks find them.
+    """Keep a host's sparse features in DGL's KVStore, where the host's ranks find them.
 
     By itself it takes tensors only that have a row for each node or edge. It gives whatever it has
     to the backup servers and trainers of the host.
 
     Raises:
-        UserError: a feature does not fit the type that it is to be kept in, or the part's files do
+        UserError: a feature does not fit the type that it is to be kept in, or the parts' files do
             not hold what the manifest says.
     """
     indptr, columns, values = job.parts.sparse_features(job.assignment.host)

@@ -1,4 +1,4 @@
-"""A server: gives its host's part to the trainers. Runs on even ranks."""
+"""A server: gives its host's rows to the trainers. Runs on even ranks."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -12,10 +12,9 @@ from distsage.launch.dgl.handshake import Reception
 from distsage.launch.dgl.messages import Answer, DGLJob
 from distsage.launch.dgl.patches import (
     carry_messages,
-    cast_loaded_features,
     install,
     join_rpc,
-    leave_dense_rows,
+    load_rows,
     share_sparse_features,
     unlink_segments,
 )
@@ -23,11 +22,11 @@ from distsage.launch.dgl.transport import Transport
 
 
 def serve(job: DGLJob, mark: Callable[[bool], None], answers: Mapping[str, Answer]) -> NoReturn:
-    """Serve this host's part until the trainers are done. Blocks.
+    """Serve this host's parts until the trainers are done. Blocks.
 
     Args:
         job: of this rank.
-        mark: called with True when the server has loaded its part or answered, and waits for the
+        mark: called with True when the server has loaded its parts or answered, and waits for the
             next request; with False when it has one.
         answers: to the questions of the trainers, by subject.
 
@@ -40,10 +39,7 @@ def serve(job: DGLJob, mark: Callable[[bool], None], answers: Mapping[str, Answe
     reception = Reception(job.listener, job.secret, job.assignment.server_id, job.trainer_names)
     servers = install(job)
     messages.answers.update(answers)
-    if job.parts.manifest.features.is_sparse:
-        leave_dense_rows(job)
-    else:
-        cast_loaded_features(job.feature_dtype)
+    load_rows(job)
 
     def answer_requests(*_: Any, server_state: Any, **__: Any) -> None:
         _answer_requests(job, reception, server_state, mark)

@@ -12,8 +12,9 @@ import pytest
 from distsage.config import PreflightConfig
 from distsage.errors import UserError
 from distsage.launch import preflight
-from distsage.launch.stage import stage_part, staged_path, sweep_staged
+from distsage.launch.stage import stage_parts, staged_path, sweep_staged
 from distsage.limits import SHARED_MEMORY
+from distsage.partition.host_parts import HostParts
 from distsage.partition.parts import Parts
 from distsage.partition.run import partition
 from distsage.partition.verify import verify
@@ -24,7 +25,11 @@ from tests.unit.partition_graphs import ring
 def parts(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     partition(ring(24), 2, tmp_path / "parts", method="random")
-    return Parts.open(tmp_path / "parts")
+    return on_two_hosts(Parts.open(tmp_path / "parts"))
+
+
+def on_two_hosts(parts):
+    return HostParts.deal(parts, ["a", "b"])
 
 
 def test_versions():
@@ -65,9 +70,9 @@ def test_memory_at_the_boundary(parts, monkeypatch, checked):
     monkeypatch.setattr(preflight, "free_memory", lambda: free["memory"])
     preflight.check_memory(parts, [0, 1], config, ranks)
     free[checked] -= 1
-    sentence = "/dev/shm has .* free but part 0, 1 needs"
+    sentence = "/dev/shm has .* free but part 0, part 1 needs"
     if checked == "memory":
-        sentence = "of memory are left for this job but part 0, 1 needs .* ask for more"
+        sentence = "of memory are left for this job but part 0, part 1 needs .* ask for more"
     with pytest.raises(UserError, match=sentence):
         preflight.check_memory(parts, [0, 1], config, ranks)
     preflight.check_memory(parts, [0], config, ranks)
@@ -77,7 +82,7 @@ def test_shared_memory_counts_the_features_type_and_the_cache(tmp_path):
     width, nodes = 10, 24
     features = np.ones((nodes, width), np.float32)
     partition(ring(nodes, features=features), 2, tmp_path / "wide", method="random")
-    parts = Parts.open(tmp_path / "wide")
+    parts = on_two_hosts(Parts.open(tmp_path / "wide"))
     own, remote = parts.manifest.parts[0].num_nodes, parts.manifest.parts[1].num_nodes
 
     def need(**chosen):
@@ -85,7 +90,7 @@ def test_shared_memory_counts_the_features_type_and_the_cache(tmp_path):
 
     bare = need(cache_ratio=0)
     assert bare - need(cache_ratio=0, feat_dtype="bfloat16") == own * width * 2
-    ranked = len(parts.cache_ranking(0))
+    ranked = len(parts.parts.cache_ranking(0))
     assert 0 < ranked <= remote
     assert need(cache_ratio=1) - bare == ranked * width * 4  # no more rows than were ranked
     assert (
@@ -97,14 +102,17 @@ def test_shared_memory_counts_the_features_type_and_the_cache(tmp_path):
 
 def test_nodes_that_cannot_be_numbered(parts):
     """A manifest of a large graph, without the graph; its rankings have 12 nodes at most."""
-    ranked = len(parts.cache_ranking(1))
+    ranked = len(parts.parts.cache_ranking(1))
     assert ranked > 0
 
     def check(nodes, own, **chosen):
         manifest = parts.manifest
         summary = replace(manifest.parts[1], nodes=(nodes - own, nodes))
-        large = replace(manifest, num_nodes=nodes, parts=(manifest.parts[0], summary))
-        preflight.check_num_nodes(Parts(parts.path, large), 1, options(**chosen))
+        first = replace(manifest.parts[0], nodes=(0, nodes - own))
+        large = replace(manifest, num_nodes=nodes, parts=(first, summary))
+        preflight.check_num_nodes(
+            on_two_hosts(Parts(parts.parts.path, large)), 1, options(**chosen)
+        )
 
     most = 2**31 - 1
     check(most - 1000, 1000, cache_ratio=0)
@@ -112,7 +120,7 @@ def test_nodes_that_cannot_be_numbered(parts):
     with pytest.raises(UserError, match=f"a cache of {ranked} rows .* at most {ranked - 1} can be"):
         check(most - 1000 - ranked + 1, 1000, cache_ratio=1)
     for nodes in (most - 999, 2**31, 2**33):
-        with pytest.raises(UserError, match=rf"has {nodes:,} nodes .* 2,147,483,647 .* more parts"):
+        with pytest.raises(UserError, match=rf"has {nodes:,} nodes .* 2,147,483,647 .* more hosts"):
             check(nodes, 1000, cache_ratio=0)
 
 
@@ -157,19 +165,19 @@ def test_only_own_segments_of_mpich_lose_their_names():
 
 def test_a_staged_copy_is_whole_and_holds_one_part(parts, tmp_path):
     target = staged_path(tmp_path / "scratch", "job", 1)
-    copy = stage_part(parts, 1, target)
-    copy.check_sizes(1)
-    verify(copy, 1)
-    assert copy.path == target
+    copy = stage_parts(parts, 1, target)
+    copy.parts.check_sizes([1])
+    verify(copy.parts, [1])
+    assert copy.parts.path == target
     assert not (target / "part0").exists()
     assert sweep_staged(tmp_path / "scratch") == []  # this process is alive and holds its lock
 
 
 def test_staging_refuses_a_damaged_file_and_leaves_nothing(parts, tmp_path):
-    path = parts.path / "part1" / "graph.dgl"
+    path = parts.parts.path / "part1" / "graph.dgl"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(UserError, match="part1/graph.dgl"):
-        stage_part(parts, 1, staged_path(tmp_path / "scratch", "job", 1))
+        stage_parts(parts, 1, staged_path(tmp_path / "scratch", "job", 1))
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
@@ -183,7 +191,7 @@ def test_dead_jobs_copies_are_swept(tmp_path):
 
 def test_staging_where_nothing_can_be_written(parts):
     with pytest.raises(UserError, match="cannot write to --stage /proc/nowhere"):
-        stage_part(parts, 0, staged_path(Path("/proc/nowhere"), "job", 0))
+        stage_parts(parts, 0, staged_path(Path("/proc/nowhere"), "job", 0))
 
 
 def test_an_own_port_is_really_open():

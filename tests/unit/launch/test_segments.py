@@ -65,14 +65,7 @@ def served(parts: Path, prefix: str) -> Iterator[list[str]]:
 def test_segments_are_ones_own_and_hold_no_partition_book(parts: Path, prefix: str) -> None:
     manifest = Parts.open(parts).manifest
     with served(parts, prefix) as names:
-        assert names == sorted(
-            f"{prefix}{name}"
-            for name in (
-                "rows-kvdata-",
-                "small",
-                *(f"small{prefix}small_0_csc_{array}" for array in ("indices", "indptr")),
-            )
-        )
+        assert names == [f"{prefix}rows-kvdata-"]
         for name in names:
             found = (SHARED_MEMORY / name).stat()
             assert (found.st_uid, found.st_mode & 0o777) == (os.getuid(), 0o600)
@@ -85,15 +78,10 @@ def test_segments_are_ones_own_and_hold_no_partition_book(parts: Path, prefix: s
         assert [one["num_edges"] for one in metadata] == [p.num_edges for p in manifest.parts]
         low = manifest.parts[1].nodes[0]
         assert owners == [int(node >= low) for node in range(20)]
-        status, out, err = run(parts, prefix, "attach")
-        assert (status, out) == (0, '"attached"\n'), err
 
 
-@pytest.mark.parametrize("name", ["rows-kvdata-", "small", "small{prefix}small_0_csc_indptr"])
-def test_a_segment_that_somebody_has_made_before_is_refused(
-    name: str, parts: Path, prefix: str
-) -> None:
-    planted = SHARED_MEMORY / (prefix + name.format(prefix=prefix))
+def test_a_segment_that_somebody_has_made_before_is_refused(parts: Path, prefix: str) -> None:
+    planted = SHARED_MEMORY / f"{prefix}rows-kvdata-"
     planted.write_bytes(b"another user's")
     status, _, err = run(parts, prefix, "serve")
     assert status != 0
@@ -115,17 +103,16 @@ def a_link(segment: Path) -> None:
     segment.symlink_to(target)
 
 
-@pytest.mark.parametrize("what", ["read", "attach"])
 @pytest.mark.parametrize("swap", [open_to_others, of_another_user, a_link])
 def test_a_segment_of_somebody_else_is_not_opened(
-    swap: Callable[[Path], None], what: str, parts: Path, prefix: str
+    swap: Callable[[Path], None], parts: Path, prefix: str
 ) -> None:
     if swap is of_another_user and os.geteuid() != 0:
         pytest.skip("only root can give a segment to another user")
     with served(parts, prefix):
-        segment = SHARED_MEMORY / f"{prefix}{'rows-kvdata-' if what == 'read' else 'small'}"
+        segment = SHARED_MEMORY / f"{prefix}rows-kvdata-"
         swap(segment)
-        status, _, err = run(parts, prefix, what)
+        status, _, err = run(parts, prefix, "read")
         assert status != 0
         assert f"PermissionError: {segment} is " in err
 

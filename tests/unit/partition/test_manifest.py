@@ -9,7 +9,8 @@ import pytest
 
 from distsage.data.encoding import Encoding
 from distsage.errors import UserError
-from distsage.launch.stage import stage_part, staged_path, sweep_staged
+from distsage.launch.stage import stage_parts, staged_path, sweep_staged
+from distsage.partition.host_parts import HostParts
 from distsage.partition.parts import Parts
 from distsage.partition.run import partition
 from tests.unit.partition_graphs import random_directed
@@ -59,7 +60,11 @@ def test_staging_writes_the_parts_files_and_no_other(parts, tmp_path, target):
     entry = {"bytes": len(evil), "sha256": hashlib.sha256(evil).hexdigest()}
     change(parts, lambda value: value["files"].update({name: entry}))
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
-        stage_part(Parts.open(parts), 0, staged_path(tmp_path / "scratch", "job", 0))
+        stage_parts(
+            HostParts.deal(Parts.open(parts), ["a", "b"]),
+            0,
+            staged_path(tmp_path / "scratch", "job", 0),
+        )
     assert victim.read_text() == "precious"
     assert not (tmp_path / "scratch").exists()
 
@@ -195,7 +200,7 @@ def test_a_loop_of_links(tmp_path):
 
 def test_a_copy_can_be_read_by_its_owner_only(parts, tmp_path):
     target = staged_path(tmp_path / "scratch", "job", 0)
-    stage_part(Parts.open(parts), 0, target)
+    stage_parts(HostParts.deal(Parts.open(parts), ["a", "b"]), 0, target)
     assert target.stat().st_mode & 0o777 == 0o700
 
 
@@ -206,7 +211,7 @@ def test_staging_does_not_follow_what_lies_at_its_target(parts, tmp_path):
     (tmp_path / "home").mkdir()
     target.symlink_to(tmp_path / "home")
     with pytest.raises(UserError, match="cannot write to --stage"):
-        stage_part(Parts.open(parts), 0, target)
+        stage_parts(HostParts.deal(Parts.open(parts), ["a", "b"]), 0, target)
     assert list((tmp_path / "home").iterdir()) == []
 
 
@@ -214,7 +219,9 @@ def test_a_manifest_that_changes_meanwhile_is_noticed(parts, tmp_path):
     opened = Parts.open(parts)
     change(parts, lambda value: value["versions"].update(dgl="0"))
     with pytest.raises(UserError, match="changed while it was copied"):
-        stage_part(opened, 0, staged_path(tmp_path / "scratch", "job", 0))
+        stage_parts(
+            HostParts.deal(opened, ["a", "b"]), 0, staged_path(tmp_path / "scratch", "job", 0)
+        )
     assert list((tmp_path / "scratch").iterdir()) == []
 
 

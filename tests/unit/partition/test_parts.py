@@ -137,7 +137,7 @@ def test_truncated_file(parts: Path, name: str) -> None:
     content = (parts / name).read_bytes()
     (parts / name).write_bytes(content[:-1])
     opened = Parts.open(parts)
-    for check in (opened.check_sizes, lambda: verify(opened), lambda: verify(opened, 1)):
+    for check in (opened.check_sizes, lambda: verify(opened), lambda: verify(opened, [1])):
         with pytest.raises(UserError, match=f"{name} has {len(content) - 1} bytes"):
             check()
 
@@ -146,7 +146,7 @@ def test_truncated_file(parts: Path, name: str) -> None:
 def test_missing_file(parts: Path, name: str) -> None:
     (parts / name).unlink()
     opened = Parts.open(parts)
-    for check in (opened.check_sizes, lambda: verify(opened), lambda: verify(opened, 1)):
+    for check in (opened.check_sizes, lambda: verify(opened), lambda: verify(opened, [1])):
         with pytest.raises(UserError, match=f"cannot read .*{name}: No such file"):
             check()
 
@@ -158,7 +158,7 @@ def test_changed_byte(parts: Path, name: str) -> None:
     (parts / name).write_bytes(content)
     opened = Parts.open(parts)
     opened.check_sizes()
-    for check in (lambda: verify(opened), lambda: verify(opened, 1)):
+    for check in (lambda: verify(opened), lambda: verify(opened, [1])):
         with pytest.raises(UserError, match=f"{name} has changed"):
             check()
 
@@ -166,9 +166,9 @@ def test_changed_byte(parts: Path, name: str) -> None:
 def test_verifying_one_part_leaves_the_others_unread(parts: Path) -> None:
     shutil.rmtree(parts / "part1")
     opened = Parts.open(parts)
-    verify(opened, 0)
+    verify(opened, [0])
     with pytest.raises(UserError, match="part1"):
-        verify(opened, 1)
+        verify(opened, [1])
     with pytest.raises(UserError, match="part1"):
         verify(opened)
 

@@ -14,6 +14,7 @@ from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.launch import preflight
 from distsage.partition import estimate, storage
+from distsage.partition.host_parts import HostParts
 from distsage.partition.kept_rows import cached_bytes, cached_gids
 from distsage.partition.parts import Parts
 from distsage.partition.run import partition
@@ -90,10 +91,14 @@ def test_rows_come_back_as_they_were(
 
 def test_a_host_reads_nothing_that_only_stock_dgl_needs(written: Path) -> None:
     parts = Parts.open(written)
-    everything, own = parts.files_of(), parts.files_of(1)
+    everything, own = parts.files_of(), parts.files_of([1])
     assert "part1/dense_feat.dgl" in everything
     assert "part1/dense_feat.dgl" not in own
     assert {"part1/feature_columns.npy", "part1/feature_values.npy", "feature_counts.npy"} <= {*own}
+
+
+def on_three_hosts(path: Path) -> HostParts:
+    return HostParts.deal(Parts.open(path), ["a", "b", "c"])
 
 
 def options(**chosen: object) -> PreflightConfig:
@@ -102,9 +107,9 @@ def options(**chosen: object) -> PreflightConfig:
 
 @pytest.mark.parametrize(("dtype", "number"), [("float32", 8), ("bfloat16", 6)])
 def test_the_cache_is_the_rows_that_fit(written: Path, dtype: str, number: int) -> None:
-    parts = Parts.open(written)
+    parts = on_three_hosts(written)
     ranking = parts.cache_ranking(0)
-    counts = parts.feature_counts()[ranking]
+    counts = parts.parts.feature_counts()[ranking]
     taken = [8 * (n + 1) + number * int(counts[:n].sum()) for n in range(len(ranking) + 1)]
     for budget in (0, 7, 8, *taken[1:9], taken[8] - 1, 10**9):
         kept = cached_gids(parts, 0, options(cache_bytes=budget, feat_dtype=dtype))
@@ -119,7 +124,7 @@ def test_the_cache_is_the_rows_that_fit(written: Path, dtype: str, number: int) 
 def test_memory_counts_numbers_and_not_columns(written: Path, tmp_path: Path) -> None:
     dense = graph_of(matrix().toarray())
     partition(dense, 3, tmp_path / "dense", method="random")
-    sparse_parts, dense_parts = Parts.open(written), Parts.open(tmp_path / "dense")
+    sparse_parts, dense_parts = on_three_hosts(written), on_three_hosts(tmp_path / "dense")
     for part in range(3):
         summary = sparse_parts.manifest.parts[part]
         bare = options(cache_ratio=0)
@@ -144,7 +149,7 @@ def test_columns_that_no_table_has(written: Path, tmp_path: Path, name: str, num
     with pytest.raises(UserError, match="does not hold the rows that the manifest"):
         parts.sparse_features(1)
     with pytest.raises(UserError, match=r"feature_columns\.npy has changed"):
-        verify(parts, 1)
+        verify(parts, [1])
 
 
 def _features(value: dict, **changes: object) -> None:

@@ -50,29 +50,29 @@ def test_a_damaged_file_is_named(parts, name):
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     with pytest.raises(UserError, match=f"{name} has {len(content) - 1} bytes"):
-        verify(parts, 1)
+        verify(parts, [1])
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match=f"{name} has changed"):
-        verify(parts, 1)
+        verify(parts, [1])
     path.write_bytes(content)
-    verify(parts, 1)
+    verify(parts, [1])
 
 
 def test_another_parts_files_are_not_read(parts):
     (parts.path / "part1" / "node_feat.dgl").unlink()
-    verify(parts, 0)
+    verify(parts, [0])
     with pytest.raises(UserError, match="part1/node_feat.dgl"):
-        verify(parts, 1)
+        verify(parts, [1])
 
 
 def test_checksums_are_remembered_until_a_file_changes(parts, read):
-    verify(parts, 0)
-    assert len(read) == len(parts.files_of(0))
+    verify(parts, [0])
+    assert len(read) == len(parts.files_of([0]))
     read.clear()
-    verify(parts, 0)
+    verify(parts, [0])
     assert read == []
     os.utime(parts.path / "topology" / "indptr.npy", ns=(1, 1))
-    verify(parts, 0)
+    verify(parts, [0])
     assert read == ["topology/indptr.npy"]
 
 

@@ -1,7 +1,7 @@
 """What DGL does with shared memory, changed as in a job. Started by the tests: PARTS, PREFIX, WHAT.
 
-Makes a segment and the graph's as a server does, or opens them as a trainer does, and prints the
-names of all segments of the job, then what the partition book says.
+Makes a segment as a server does, or opens it as a trainer does, and prints the names of all
+segments of the job, then what the partition book says.
 """
 
 import json
@@ -16,10 +16,11 @@ from distsage.launch.dgl.messages import DGLJob
 from distsage.launch.dgl.patches import install
 from distsage.launch.roles import Assignment
 from distsage.limits import SHARED_MEMORY
+from distsage.partition.host_parts import HostParts
 from distsage.partition.parts import Parts
 
 parts_dir, prefix, what = sys.argv[1:]
-parts = Parts.open(Path(parts_dir))
+parts = HostParts.deal(Parts.open(Path(parts_dir)), ["a", "b"])
 assignment = Assignment(0, 4, "server" if what == "serve" else "trainer", 1, 2, 0, 1)
 install(
     DGLJob(
@@ -28,19 +29,14 @@ install(
     )
 )
 if what == "serve":
-    (book, *_) = dgl.distributed.load_partition_book(str(parts.dgl_config), 1)
+    (_, _, _, book, *_) = dist_graph.load_partition(str(parts.parts.dgl_config), 1, False)
     book.shared_memory("small")
     rows = kvstore.empty_shared_mem("rows-kvdata-", True, (3,), "int64")
     rows.copyfrom(dgl.ndarray.array(torch.arange(3).numpy()))
-    graph, *_ = dgl.distributed.load_partition(str(parts.dgl_config), 1, load_feats=False)
-    shared = graph.formats("csc").shared_memory("small", formats=["csc"])
     print(json.dumps(sorted(path.name for path in SHARED_MEMORY.glob(f"{prefix}*"))), flush=True)
     sys.stdin.read()
-elif what == "read":
+else:
     rows = kvstore.empty_shared_mem("rows-kvdata-", False, (3,), "int64")
     book = dist_graph.get_shared_mem_partition_book("small")
     said = [book.partid, book.metadata(), book.nid2partid(torch.arange(20)).tolist()]
     print(json.dumps([rows.asnumpy().tolist(), said]))
-else:
-    dgl.heterograph_index.create_heterograph_from_shared_memory("small")
-    print(json.dumps("attached"))
