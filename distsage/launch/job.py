@@ -56,6 +56,7 @@ class Job:
         staged: directory of that copy; None if the parts are not staged.
         dgl: what DGL has to know.
         rendezvous: of the trainers, None on servers.
+        server_process: of the server of this rank's pair, on this host.
         device: what this rank's model computes on: "cpu", or a GPU such as "cuda:1".
         owner: the lock of the run directory, which rank 0 holds until it ends; None elsewhere.
     """
@@ -68,6 +69,7 @@ class Job:
     staged: Path | None
     dgl: "DGLJob"
     rendezvous: "Rendezvous | None"
+    server_process: int
     device: str
     owner: IO[str] | None
 
@@ -102,6 +104,7 @@ def start(world: World, config: TrainConfig, watched: Watched) -> Job:
         "run directory", lambda: _prepare_run_directory(world, config, agreed, ports)
     )
     world.agree("run directory", lambda: _check_shared(config, agreed))
+    processes = world.gather_all("processes", os.getpid())
     ring = Ring(
         rank=world.rank,
         labels=[f"rank {one.rank} ({one.role} on {hosts[one.host]})" for one in agreed.everyone],
@@ -151,6 +154,7 @@ def start(world: World, config: TrainConfig, watched: Watched) -> Job:
             feature_dtype=config.feat_dtype,
         ),
         rendezvous=rendezvous,
+        server_process=processes[world.rank - world.rank % 2],
         device=device,
         owner=owner,
     )

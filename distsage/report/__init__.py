@@ -1,1 +1,1 @@
-"""Records of runs come in, pages for people go out. Runs on the login host. Nothing is here yet."""
+"""Records of runs come in, pages and tables for people go out. Runs on the login host."""

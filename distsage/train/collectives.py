@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed
@@ -21,10 +21,17 @@ class Collectives:
     Attributes:
         rank: trainer rank.
         size: number of trainers.
+        received_bytes, sent_bytes: in exchanges so far, from and to each trainer.
     """
 
     rank: int = 0
     size: int = 1
+    received_bytes: list[int] = field(default_factory=list, init=False)
+    sent_bytes: list[int] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.received_bytes.extend([0] * self.size)
+        self.sent_bytes.extend([0] * self.size)
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up CPU tensors of one shape; the result is the same on every rank to the last bit."""
@@ -71,6 +78,10 @@ class Collectives:
             return rows
         received = rows.new_empty((sum(receive_counts), *rows.shape[1:]))
         row_bytes = rows.element_size() * math.prod(rows.shape[1:])
+        for peer in range(self.size):
+            if peer != self.rank:
+                self.received_bytes[peer] += receive_counts[peer] * row_bytes
+                self.sent_bytes[peer] += send_counts[peer] * row_bytes
         at_once = max(1, _PIECE_BYTES // (row_bytes * self.size))
         most = int(self.concatenate(torch.tensor([max(send_counts)])).max())
         outgoing, incoming = rows.split(send_counts), received.split(receive_counts)

@@ -27,10 +27,12 @@ from distsage.launch.preflight import versions
 from distsage.launch.watch import failure_note
 from distsage.model.backend import by_kernels, choose_device, description, set_threads
 from distsage.model.inference import infer
+from distsage.partition.parts import Parts
 from distsage.partition.verify import load_parts
 from distsage.sampling.batch import MiniBatch
 from distsage.sampling.sampler import Sampler
 from distsage.sampling.seeds import SeedPlan, Step
+from distsage.train.about import about, own_host
 from distsage.train.batches import Batch, Labels, prepare_ahead, put_together
 from distsage.train.checkpoint import Origin
 from distsage.train.collectives import Collectives
@@ -39,8 +41,10 @@ from distsage.train.feeding import pinned
 from distsage.train.loop import Trainer, new_model
 from distsage.train.metrics import Scores
 from distsage.train.resumption import StopWanted, begin_run, find_resumption, stopped_sentence
-from distsage.train.run_directory import plain
+from distsage.train.run_directory import note_failure, plain
 from distsage.train.saver import Saver
+from distsage.train.status import Status
+from distsage.train.usage import Usage
 
 # Seconds that the workers may take for one batch.
 _BATCH_TIMEOUT = 300.0
@@ -172,16 +176,30 @@ def _train(
     def compute_scores() -> Scores:
         return score_masks(infer(model, topology, rows.rows), labels.values, masks, Collectives())
 
+    manifest = None if config.parts is None else Parts.open(config.parts).manifest
+    run.describe(about(origin, own_host(), plan.num_steps, manifest))
+    status = Status(run.path, config.num_epochs, plan.num_steps)
     trainer = Trainer(
-        config, model, Collectives(), saver, origin, plan.num_steps, stop_wanted=stop_wanted
+        config,
+        model,
+        Collectives(),
+        saver,
+        origin,
+        plan.num_steps,
+        status.mark,
+        stop_wanted,
+        status,
+        Usage(Collectives()),
     )
-    if resumption is not None:
-        trainer.go_on(resumption.load(), next_step=resumption.next_step)
-    scores = trainer.fit(epoch_batches, compute_scores)
+    with note_failure(run), status:
+        if resumption is not None:
+            trainer.go_on(resumption.load(), next_step=resumption.next_step)
+        scores = trainer.fit(epoch_batches, compute_scores)
     saver.close()
     if gatherer is not None:
         gatherer.shutdown()
     if scores is None:
+        run.event("stopped", why=stop_wanted.why)
         failure_note.say_stopped(stop_wanted.why)
         print(stopped_sentence(saver, stop_wanted.why), flush=True)
         raise SystemExit(143)

@@ -32,6 +32,8 @@ from distsage.train.feeding import feed
 from distsage.train.metrics import Scores, selection_score
 from distsage.train.run_directory import RunDirectory
 from distsage.train.saver import Saver
+from distsage.train.status import Status
+from distsage.train.usage import Usage
 
 EpochBatches = Callable[[int, int, Mapping[int, int]], Iterator[Batch]]
 """The batches of an epoch, as many on every trainer: epoch, first step, attempts by epoch."""
@@ -126,6 +128,8 @@ class Trainer:
         num_steps: of an epoch.
         mark: notes progress: what this trainer does from now on.
         stop_wanted: whether the run is to stop at the next step, with a checkpoint.
+        status: tells people where the run is; on trainer 0 only.
+        usage: counts what the hosts take.
     """
 
     def __init__(
@@ -138,6 +142,8 @@ class Trainer:
         num_steps: int,
         mark: Mark = lambda doing, state: None,
         stop_wanted: Callable[[], bool] = lambda: False,
+        status: Status | None = None,
+        usage: Usage | None = None,
     ) -> None:
         keep_freed_memory()
         self._config = config
@@ -149,6 +155,8 @@ class Trainer:
         self._num_steps = num_steps
         self._mark = mark
         self._stop_wanted = stop_wanted
+        self._status = status
+        self._usage = usage
         self._gradients = _Gradients(model, trainers, mark)
         self._optimizer = torch.optim.Adam(
             model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -164,6 +172,7 @@ class Trainer:
         self._loss_sum = 0.0
         self._seconds = 0.0
         self._laps = _Laps()
+        self._busy_seconds: list[float] = []
 
     def go_on(self, checkpoint: Checkpoint, *, next_step: bool) -> None:
         """Take up a run where a checkpoint of it was made.
@@ -220,10 +229,13 @@ class Trainer:
             evaluated = (epoch + 1) % self._config.eval_every == 0 or epoch + 1 == num_epochs
             if evaluated:
                 record |= self.evaluate(epoch, compute_scores)
+            if self._usage is not None:
+                record |= self._usage.of_epoch(self._busy_seconds)
             self._elapsed = time.perf_counter() - started
             if self._saver is not None:
                 self._saver.record(record)
-                print(_progress(record, num_epochs), flush=True)
+            if self._status is not None:
+                self._status.epoch(_progress(record, num_epochs), evaluated=evaluated)
             self._begin_epoch(epoch + 1)
             if evaluated:
                 self._save_checkpoint()
@@ -249,6 +261,9 @@ class Trainer:
         epoch, laps = self._epoch, self._laps
         self._model.train()
         laps.begin()
+        self._together = time.perf_counter()
+        if self._status is not None:
+            self._status.begin(epoch, self._step)
         self._mark(f"waiting for batch {self._step} of epoch {epoch}", State.WAITING)
         wishes = _Wishes()
         for batch in feed(batches, self._device):
@@ -260,6 +275,9 @@ class Trainer:
                 return wishes
             self._step += 1
             self._loss_sum += loss
+            if self._status is not None:
+                own_mean = loss * batch.global_size / max(len(batch.labels), 1)
+                self._status.step(own_mean, batch.global_size)
             laps.counters["steps"] += 1
             for name, value in batch.counters.items():
                 laps.counters[name] += value
@@ -286,9 +304,11 @@ class Trainer:
         loss.backward()
         laps.end("backward_seconds")
         share = float(loss.detach())
+        self._busy_seconds.append(time.perf_counter() - self._together)
         wishes = self._gradients.add_up(
             _Wishes(self._checkpoint_is_due(), self._stop_wanted(), not math.isfinite(share))
         )
+        self._together = time.perf_counter()
         if self._trainers.size > 1:
             laps.end("all_reduce_seconds")
         if not wishes.give_up:
@@ -379,6 +399,7 @@ class Trainer:
             assert newest is not None, "one is written before the first step"
             position = torch.tensor(newest.position)
             run.drop_later_records(newest.epoch)
+            run.event("rolled back", epoch=newest.epoch, step=newest.step)
         epoch, step = self._trainers.sum(position).tolist()
         self.go_on(run.checkpoint_at(epoch, step), next_step=True)
         self._attempts = attempts

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from distsage.config import TrainingOptions
+from distsage.config import TrainingOptions, job_name
 from distsage.errors import UserError
 from distsage.train.checkpoint import Checkpoint, Origin, going_on
 from distsage.train.run_directory import RunDirectory
@@ -104,9 +104,16 @@ def begin_run(config: TrainingOptions, resumption: Resumption | None) -> RunDire
     Raises:
         UserError: it cannot be written.
     """
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    job = {"job": job_name(), "requeues": int(restarts) if restarts.isdecimal() else 0}
     if resumption is None:
-        return RunDirectory.begin(config.run_dir, config)
-    return RunDirectory.go_on(config.run_dir, config, resumption.source, resumption.epoch)
+        run = RunDirectory.begin(config.run_dir, config)
+        run.event("began", **job)
+        return run
+    run = RunDirectory.go_on(config.run_dir, config, resumption.source, resumption.epoch)
+    epoch, step = resumption.position
+    run.event("resumed", source=str(resumption.source), epoch=epoch, step=step, **job)
+    return run
 
 
 class StopWanted:

@@ -1,7 +1,10 @@
 """What a run leaves behind. Written by trainer 0 and by the local run.
 
 config.yaml         every option, as resolved; `--config` reads it
+run.json            what the run says of itself: environment, hosts, parts; and the schema
 epochs.jsonl        one JSON record per epoch
+events.jsonl        what happened: checkpoints, resumes, stops, failures
+progress.json       where the run is at this moment
 checkpoints/        the last two checkpoints, EPOCH-STEP.safetensors
 model.safetensors   weights of the best validation epoch, and what is needed to rebuild the model
                     and find its graph
@@ -11,11 +14,12 @@ owner.txt           the job that the directory belongs to, or belonged to last
 earlier-N/          the same files of earlier runs in this directory
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ import torch
 import yaml
 
 from distsage.errors import UserError
+from distsage.events import EVENTS, append_event
 from distsage.files import (
     append_line,
     atomic_file,
@@ -34,7 +39,17 @@ from distsage.train.checkpoint import Best, Checkpoint, Origin
 from distsage.train.tensor_file import DamagedError, read_tensors, write_tensors
 
 _CHECKPOINTS = "checkpoints"
-_FILES = ("config.yaml", "epochs.jsonl", "model.safetensors", "summary.json", _CHECKPOINTS)
+PROGRESS = "progress.json"
+_FILES = (
+    "config.yaml",
+    "run.json",
+    "epochs.jsonl",
+    EVENTS,
+    PROGRESS,
+    "model.safetensors",
+    "summary.json",
+    _CHECKPOINTS,
+)
 # The newest may be damaged: a disk that lies about what it has written.
 _KEPT_CHECKPOINTS = 2
 
@@ -99,6 +114,17 @@ class RunDirectory:
     def _write_config(self, config: Any) -> None:
         with atomic_file(self.path / "config.yaml", "w") as stream:
             yaml.safe_dump(plain(dataclasses.asdict(config)), stream, sort_keys=False)
+
+    def describe(self, about: dict[str, Any]) -> None:
+        """Write what the run says of itself."""
+        path = self.path / "run.json"
+        with explain_write_errors(path, "--run-dir"):
+            write_json(path, about)
+
+    def event(self, event: str, **facts: Any) -> None:
+        """Append what has happened, and sync it."""
+        with explain_write_errors(self.path / EVENTS, "--run-dir"):
+            append_event(self.path, event, **facts)
 
     def record(self, epoch: dict[str, Any]) -> None:
         """Append one epoch's record and sync it."""
@@ -187,6 +213,7 @@ class RunDirectory:
         path = self.path / "summary.json"
         with explain_write_errors(path, "--run-dir"):
             write_json(path, summary)
+        self.event("finished")
 
     def load_model(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Read back what `save_model` wrote: the description and the weights.
@@ -225,6 +252,22 @@ def _read_records(path: Path) -> list[tuple[int, bytes]]:
             f"cannot go on from {path}: {file} is damaged in line {len(records) + 1} ({error})"
         ) from error
     return records
+
+
+@contextlib.contextmanager
+def note_failure(run: RunDirectory | None) -> Iterator[None]:
+    """Around training: what ends it early, other than a signal, becomes an event of the run.
+
+    Args:
+        run: None on trainers that write nothing.
+    """
+    try:
+        yield
+    except Exception as error:
+        if run is not None:
+            with contextlib.suppress(UserError):  # the disk may be what is wrong
+                run.event("failed", why=str(error) or type(error).__name__)
+        raise
 
 
 def plain(value: Any) -> Any:

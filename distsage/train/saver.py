@@ -131,7 +131,10 @@ class Saver:
         if best is not None and best.epoch != self._written_best:
             self._run.save_model(checkpoint.origin, best)
             self._written_best = best.epoch
+        started = time.perf_counter()
         self._run.save_checkpoint(checkpoint)
         self.written = checkpoint.position
+        seconds = round(time.perf_counter() - started, 3)
+        self._run.event("checkpoint", epoch=checkpoint.epoch, step=checkpoint.step, seconds=seconds)
         if self.written > self._resumed_at:
             failure_note.say_got_on()

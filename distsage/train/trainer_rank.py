@@ -1,6 +1,7 @@
 """What a trainer rank does: train on its host's nodes, together with the other trainers."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -18,13 +19,14 @@ from distsage.launch.dgl.client import GraphStore
 from distsage.launch.job import Job
 from distsage.launch.preflight import versions
 from distsage.launch.watch import failure_note
-from distsage.launch.watch.progress import State, Watched
+from distsage.launch.watch.progress import Mark, State, Watched
 from distsage.limits import SHARED_MEMORY, free_memory
 from distsage.model.backend import by_kernels, description, set_threads
 from distsage.partition.kept_rows import cached_gids
 from distsage.sampling.partitioned import PartitionedNeighbours, choose_topology
 from distsage.sampling.sampler import Neighbours, Sampler
 from distsage.sampling.seeds import SeedPlan
+from distsage.train.about import about
 from distsage.train.batches import Labels
 from distsage.train.checkpoint import Origin
 from distsage.train.collectives import Collectives
@@ -34,8 +36,10 @@ from distsage.train.loop import Trainer, new_model
 from distsage.train.metrics import Scores
 from distsage.train.remote_batches import BatchSource
 from distsage.train.resumption import Resumption, StopWanted, begin_run, stopped_sentence
-from distsage.train.run_directory import plain
+from distsage.train.run_directory import note_failure, plain
 from distsage.train.saver import Saver
+from distsage.train.status import Status
+from distsage.train.usage import Usage
 
 
 def run(job: Job, resumption: Resumption | None, watched: Watched) -> None:
@@ -52,7 +56,8 @@ def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: 
     trainers = Collectives(assignment.trainer_rank, assignment.num_trainers)
     device = torch.device(job.device)
     set_threads(device)
-    run = saver = None
+    run = saver = status = None
+    mark: Mark = watched.mark
     if trainers.rank == 0:
         run = begin_run(config, resumption)
         saver = Saver(run, resumption.position if resumption else (0, 0))
@@ -91,11 +96,15 @@ def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: 
         Labels(part[0], labels),
         device,
     )
-    halo = HaloInference(topology, bounds, part, trainers, watched.mark)
+    if run is not None:
+        run.describe(about(origin_of(job), job.hosts, plan.num_steps, manifest))
+        status = Status(run.path, config.num_epochs, plan.num_steps, watched.mark)
+        mark = status.mark
+    halo = HaloInference(topology, bounds, part, trainers, mark)
 
     def compute_scores() -> Scores:
         logits = halo.run(model, rows.own, source.fetch)
-        watched.mark("adding up the scores of all trainers", State.WAITING)
+        mark("adding up the scores of all trainers", State.WAITING)
         return score_masks(logits, labels[own], masks, trainers)
 
     bring_up.release_stage(job)  # all trainers have opened what they read of their host's copy
@@ -107,17 +116,26 @@ def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: 
         saver,
         origin_of(job),
         plan.num_steps,
-        watched.mark,
+        mark,
         stop_wanted,
+        status,
+        Usage(
+            trainers,
+            [t // assignment.pairs_per_host for t in range(trainers.size)],
+            job.server_process,
+            store,
+        ),
     )
-    if resumption is not None:
-        trainer.go_on(resumption.load(), next_step=resumption.next_step)
-    scores = trainer.fit(source.epoch, compute_scores)
+    with note_failure(run), status or nullcontext():
+        if resumption is not None:
+            trainer.go_on(resumption.load(), next_step=resumption.next_step)
+        scores = trainer.fit(source.epoch, compute_scores)
     source.close()
     if run is not None:
         assert saver is not None
         saver.close()
         if scores is None:
+            run.event("stopped", why=stop_wanted.why)
             failure_note.say_stopped(stop_wanted.why)
             print(stopped_sentence(saver, stop_wanted.why), flush=True)
             return

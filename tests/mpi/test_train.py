@@ -18,6 +18,9 @@ from jobs import (
     train_arguments,
 )
 
+from distsage.report.records import read_run
+from tests.unit.report.schema import strangers
+
 # Several jobs a test, perhaps on a busy machine.
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]
 
@@ -55,6 +58,18 @@ def test_a_job_trains_and_leaves_a_whole_run_directory(
     steps = records[0]["steps"]["per_trainer"]
     assert len(steps) == ranks // 2
     assert len(set(steps)) == 1, "all trainers take the same number of steps"
+
+    run = read_run(run_dir)
+    assert list(strangers(run)) == []
+    assert len(run.hosts) == hosts
+    for at, host in enumerate(records[0]["hosts"]):
+        others = [other for other in range(hosts) if other != at]
+        assert all(host["received_bytes_from"][other] > 0 for other in others)
+        assert all(host["sent_bytes_to"][other] > 0 for other in others)
+        assert host["server_bytes"] > 10 * 2**20
+        assert host["shared_bytes"] > 0
+    waits = [sum(host["step_wait_seconds_for"]) for host in records[0]["hosts"]]
+    assert (sum(waits) > 0) == (ranks > 2)
 
     result = summary(run_dir)
     assert set(result) >= {"train", "val", "test", "epochs", "seconds", "hosts", "trainers"}

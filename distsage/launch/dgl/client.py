@@ -1,6 +1,7 @@
 """A trainer's side: connects to all servers, then reads data of all hosts. Runs on odd ranks."""
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -25,7 +26,7 @@ from distsage.launch.dgl.patches import carry_messages, install, join_rpc, unlin
 from distsage.launch.dgl.transport import Transport
 
 
-def _connect(job: DGLJob) -> None:
+def _connect(job: DGLJob) -> Transport:
     """Connect to all servers, and wait until each has loaded its part. Blocks.
 
     Stands in for DGL's `connect_to_server`, which listens itself for whoever connects back.
@@ -46,19 +47,28 @@ def _connect(job: DGLJob) -> None:
     for _ in sessions:
         rpc.recv_response()
     dist_context.set_initialized(True)
+    return transport
 
 
 class GraphStore:
     """Data of all hosts, as the trainer sees them. One per trainer.
 
     Several threads may use it. DGL's client is not made for that, so they take turns.
+
+    Attributes:
+        received_bytes, sent_bytes: float64 `[H]`, of the tensors in answers from each host's
+            servers and in questions to them, so far.
+        wait_seconds: float64 `[H]`, for answers: the whole of each wait is put down to the host
+            that answered last.
     """
 
     def __init__(self, job: DGLJob) -> None:
         """Connect to all servers. Collective over the trainers; blocks while the servers load."""
 
+        self.received_bytes, self.sent_bytes, self.wait_seconds = np.zeros((3, job.parts.num_hosts))
+
         def connect(*_: Any, **__: Any) -> None:
-            _connect(job)
+            self._transport = _connect(job)
 
         servers = install(job)
         dist_context.connect_to_server = connect
@@ -69,6 +79,7 @@ class GraphStore:
         self._sparse_width = manifest.num_features if manifest.features.is_sparse else None
         self._client = kvstore.get_kvstore()
         self._host = job.assignment.host
+        self._pairs_per_host = job.assignment.pairs_per_host
         self._offsets = job.parts.offsets
         self._one_at_a_time = threading.Lock()
         # All ranks of the host have mapped the segments (DistGraph ends with a barrier). Without
@@ -147,7 +158,13 @@ class GraphStore:
         """
         questions = [(host, Question(subject, arguments, t)) for host, t in tensors.items()]
         with self._one_at_a_time:
+            started = time.perf_counter()
             answers = rpc.remote_call(questions)
+            last = self._transport.last_sender // self._pairs_per_host
+            self.wait_seconds[last] += time.perf_counter() - started
+            for host, answer in zip(tensors, answers, strict=True):
+                self.sent_bytes[host] += tensors[host].nbytes
+                self.received_bytes[host] += sum(one.nbytes for one in answer.tensors)
         return {host: answer.tensors for host, answer in zip(tensors, answers, strict=True)}
 
     def _typed(self, name: str, rows: torch.Tensor) -> torch.Tensor:

@@ -139,6 +139,8 @@ class Transport:
             session.peer: _Link(session, names[session.peer], max_bytes) for session in sessions
         }
         self._peers = peers
+        self.last_sender = -1
+        """The peer whose message was received last."""
         self._selector = selectors.DefaultSelector()
         for link in self._links.values():
             self._selector.register(link.connection, selectors.EVENT_READ, link)
@@ -180,6 +182,7 @@ class Transport:
                     message = self._read(link)
                     if message is not None:
                         self._check_sender(link, message)
+                        self.last_sender = link.peer
                         return link.peer, message
             if not self._links:
                 raise ConnectionError("all trainers have left, and none has said goodbye")

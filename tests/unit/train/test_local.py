@@ -47,7 +47,11 @@ def run(
 def records(run_dir: Path) -> list[dict[str, object]]:
     lines = (run_dir / "epochs.jsonl").read_text().splitlines()
     return [
-        {name: value for name, value in json.loads(line).items() if not re.search("seconds", name)}
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if not re.search("seconds|hosts", name)
+        }
         for line in lines
     ]
 

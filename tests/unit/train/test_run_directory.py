@@ -171,5 +171,7 @@ def test_training_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert said.startswith(f"distsage: cannot write {first}: ")
     assert said.endswith("; make room there, or name another --run-dir\n")
     assert said.count("\n") == 1
-    assert {path.name for path in run_dir.iterdir()} == {"config.yaml", "checkpoints", "owner.txt"}
+    assert {path.name for path in run_dir.iterdir()} == {
+        *("config.yaml", "run.json", "events.jsonl", "progress.json", "checkpoints", "owner.txt")
+    }
     assert list(first.parent.iterdir()) == []
