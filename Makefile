@@ -11,7 +11,7 @@ TESTS := tests/unit tests/mpi
 # A worker that dies of a signal ends the run; xdist 3.8 can wait for ever for one in its place.
 TWO_AT_A_TIME := -n 2 --dist loadfile --max-worker-restart=0
 
-.PHONY: help install mpis demo partition local submit test check format cluster-up cluster-down \
+.PHONY: help install mpis demo partition local submit test test-page check format cluster-up cluster-down \
 	test-cluster chaos bench bench-quick accuracy
 
 help: ## list the targets
@@ -49,6 +49,10 @@ test: mpis ## unit and MPI tests, those of the kernels at every level that the m
 
 test-cluster: mpis ## tests on a Slurm cluster on this machine (root; installs Debian packages)
 	@$(PYTEST) tests/cluster -o timeout=1500 $(ARGS)
+
+test-page: install ## the page about runs in a browser (root; installs Debian packages)
+	@tools/install_browser.sh
+	@$(PYTEST) tests/page $(ARGS)
 
 chaos: install ## [ARGS=--rounds N]: faults at random moments of jobs, no run may be lost (root)
 	@.venv/bin/python -m tools.chaos $(ARGS)

@@ -17,7 +17,10 @@ from distsage.config import (
     PartitionConfig,
     PredictConfig,
     PreflightConfig,
+    ReportConfig,
+    RunsConfig,
     TrainConfig,
+    WatchConfig,
     parse_fan_out,
 )
 from distsage.errors import UserError
@@ -209,12 +212,40 @@ def _predict(arguments: Sequence[str]) -> None:
     predict(config)
 
 
+def _report(arguments: Sequence[str]) -> None:
+    config = parse(ReportConfig, "report", arguments)
+    from distsage.report.html import write_report
+    from distsage.report.records import read_run
+
+    write_report([read_run(path) for path in config.runs], config.output)
+    print(f"written to {config.output}")
+
+
+def _runs(arguments: Sequence[str]) -> None:
+    config = parse(RunsConfig, "runs", arguments)
+    from distsage.report.records import find_runs
+    from distsage.report.text import list_runs
+
+    print(list_runs(find_runs(config.directory)))
+
+
+def _watch(arguments: Sequence[str]) -> None:
+    config = parse(WatchConfig, "watch", arguments)
+    from distsage.report.watch import watch
+
+    if not watch(config.run):
+        raise SystemExit(1)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "partition": (_partition, "split a graph into parts, one per host"),
     "train": (_train, "train on the parts: one MPI job over all hosts"),
     "preflight": (_preflight, "check hosts, network and parts as a training job would"),
     "local": (_local, "train on this machine alone"),
     "predict": (_predict, "write a trained model's predictions by original node id"),
+    "report": (_report, "write an HTML page about one run or several"),
+    "runs": (_runs, "list runs, and the options in which they differ"),
+    "watch": (_watch, "follow a run from its directory until it is over"),
 }
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from tyro.conf import Positional
+
 from distsage.errors import UserError
 
 DEFAULT_CACHE_RATIO = 0.2
@@ -399,3 +401,40 @@ class PredictConfig:
             self.parts is None or self.dataset is None,
             "give --parts or --dataset, not both: the graph that the model was trained on",
         )
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write one HTML page about runs; it opens from disk, without a network."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run directories of `distsage train` or `distsage local`; several stand side by side."""
+    output: Path
+    """File to write: .html."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.runs) > 0, "report which runs? give one run directory or more")
+        _require(
+            self.output.suffix == ".html",
+            f"--output {self.output} does not end in .html; a page is written there",
+        )
+
+
+@dataclass(frozen=True)
+class RunsConfig:
+    """List runs, and the options in which they differ."""
+
+    directory: Positional[Path] = Path("runs")
+    """Holds run directories, or directories of them."""
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """Follow a run from its directory alone, until it is over.
+
+    Ends with status 0 when the run has finished, with 1 when it has stopped, failed or fallen
+    silent.
+    """
+
+    run: Positional[Path]
+    """Run directory of `distsage train` or `distsage local`."""

@@ -15,6 +15,7 @@ from distsage.config import (
     PartitionConfig,
     PredictConfig,
     PreflightConfig,
+    ReportConfig,
     TrainConfig,
 )
 
@@ -35,6 +36,7 @@ OTHERS = {
     "mpirun": "hostfile map-by bind-to oversubscribe version",
     "tools/cluster and docker": "hosts rate privileged",
     "every command": "config help",
+    "report": " ".join(field.name for field in dataclasses.fields(ReportConfig)),
 }
 LINES_OF_README = 200
 

@@ -1,0 +1,87 @@
+"""The page about runs in a browser without a network, as `make test-page` opens it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser
+
+from distsage.report.html import write_report
+from distsage.report.records import Run, read_run
+
+RUN = Path(__file__).with_name("run")  # of two hosts, as `distsage train` wrote it
+AXE = Path(__file__).parents[2] / ".page" / "axe.min.js"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    assert chromium is not None, "no chromium: tools/install_browser.sh installs it"
+    browser = Browser(chromium, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """A page about one run, and one about two."""
+    folder = tmp_path_factory.mktemp("pages")
+    other = folder / "slower"
+    shutil.copytree(RUN, other)
+    (other / "config.yaml").write_text(
+        (RUN / "config.yaml").read_text().replace("dropout: 0.5", "dropout: 0.25")
+    )
+    runs: list[Run] = [read_run(RUN), read_run(other)]
+    for count in (1, 2):
+        write_report(runs[:count], folder / f"{count}.html")
+    return {count: folder / f"{count}.html" for count in (1, 2)}
+
+
+# How many colours each canvas has; an empty one has one.
+COLOURS = """[...document.querySelectorAll('.chart canvas')].map((canvas) => {
+  const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  return new Set(new Uint32Array(data.buffer)).size;
+})"""
+PROBLEMS = """axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'best-practice'] }).then((found) =>
+  found.violations.map((one) => one.id + ': ' + one.nodes.map((node) => node.html).slice(0, 3)))"""
+
+
+@pytest.mark.parametrize(
+    ("runs", "width", "dark"),
+    [(1, 1400, False), (2, 400, True)],
+    ids=["one run, wide, light", "two runs, on a phone, dark"],
+)
+def test_the_page_is_whole(
+    runs: int, width: int, dark: bool, pages: dict[int, Path], browser: Browser
+) -> None:
+    browser.complaints.clear()
+    browser.requests.clear()
+    browser.open(pages[runs], width, dark=dark)
+    colours = browser.value(COLOURS)
+    assert len(colours) == 2 + 10 * runs
+    assert min(colours) > 10, "a picture is blank"
+    assert browser.value("document.querySelectorAll('figure table').length") == len(colours) + 2
+    assert browser.value("[...document.querySelectorAll('table')].every((t) => t.rows.length > 1)")
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    browser.value(AXE.read_text() + "; 0")
+    # Tables are hidden until somebody opens them, and axe looks at what is seen.
+    browser.value("document.querySelectorAll('details').forEach((one) => (one.open = true)); 0")
+    assert browser.value(PROBLEMS) == []
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    assert browser.complaints == []
+    files = [url for url in browser.requests if not url.startswith(("file:", "data:"))]
+    assert files == []
+
+
+def test_keys_read_the_values(pages: dict[int, Path], browser: Browser) -> None:
+    browser.open(pages[1], 800, dark=False)
+    browser.value("document.querySelectorAll('.chart')[0].focus(); 0")
+    losses = [json.loads(line)["loss"] for line in (RUN / "epochs.jsonl").read_text().splitlines()]
+    said = "document.querySelector('.said').textContent"
+    for epoch in (1, 2):
+        browser.press("ArrowRight")
+        assert browser.value(said) == f"epoch {epoch}, run: {losses[epoch - 1]:.4g}"
+    browser.press("Escape")
+    assert browser.value(said) == ""
