@@ -3,7 +3,7 @@
 # people who see or hear little cannot use, from npm, in .page. Safe to run again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-axe=axe-core-4.10.3
+axe="axe-core-4.10.3"
 
 if ! command -v chromium >/dev/null || ! command -v npm >/dev/null; then
   packages=(chromium)

@@ -165,8 +165,12 @@ class Status:
     def _write_file(self) -> None:
         """Replace progress.json. Not synced: it is worth nothing after a power loss."""
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self._now()) + "\n")
-        os.replace(temporary, self._path)
+        try:
+            temporary.write_text(json.dumps(self._now()) + "\n")
+            os.replace(temporary, self._path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def _now(self) -> dict[str, Any]:
         epoch, step = self._position

@@ -88,7 +88,8 @@ def test_a_disk_that_fills_while_training(partitioned: Partitioned, tmp_path: Pa
     assert said in ours[0]
     # The note is there, although nothing could be written to it.
     names = {path.name for path in run_dir.iterdir()}
-    before = {"config.yaml", "checkpoints", "epochs.jsonl"}
+    before = {"config.yaml", "run.json", "progress.json", "checkpoints", "epochs.jsonl"}
+    before.add("events.jsonl")
     assert names == before | {"ip_config.txt", "owner.txt", "logs", "failure.txt"}
 
 

@@ -49,7 +49,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from distsage.errors import UserError
-from distsage.events import append_event
+from distsage.events import append_last_event
 from distsage.launch.watch import failure_note
 from distsage.launch.watch.link import MOST_LINE_BYTES, Lines, Link, News, nonce
 from distsage.launch.watch.progress import (
@@ -689,8 +689,7 @@ class _Watcher:
         line = f"{who}: {verdict.cause}"
         claim = failure_note.claim(self._note(), line)
         if claim is failure_note.Claim.WRITTEN and self.ring is not None:
-            with contextlib.suppress(OSError):  # the note has it
-                append_event(Path(self.ring.log_directory).parent, "failed", why=line)
+            append_last_event(Path(self.ring.log_directory).parent, "failed", why=line)
         if claim is not failure_note.Claim.TAKEN and not self.told:
             noted = claim is failure_note.Claim.WRITTEN
             said = "" if noted and failure_note.batch_note() else f"distsage: {line}\n"
