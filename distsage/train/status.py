@@ -124,9 +124,10 @@ class Status:
     def _say(self, line: str) -> None:
         self._lines += 1
         self._last_line = time.monotonic()
-        if self._bar is not None:
-            self._bar.clear()
-        print(line, flush=True)
+        if self._bar is None:
+            print(line, flush=True)
+        else:
+            self._bar.write(line, file=sys.stdout)
 
     def _seeds_per_second(self) -> float:
         return self._seeds / max(time.monotonic() - self._seeds_since, 1e-9)
