@@ -125,7 +125,9 @@ class TrainingJob:
         assert len(said) == 1, self.output()
         self.cause = said[0]
         assert re.search(cause, said[0]), f"{said[0]!r} is not {cause!r}\n{self.output()}"
-        lines = [line for line in self.output().splitlines() if not line.startswith("epoch ")]
+        lines = [
+            line for line in self.output().splitlines() if not line.startswith(("epoch ", "step "))
+        ]
         assert len(lines) < 60, self.output()
 
     def wait_until_written(self) -> None:

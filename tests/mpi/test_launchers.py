@@ -10,6 +10,8 @@ import safetensors.numpy
 from conftest import Partitioned, planted
 from jobs import MPIS, Job, losses, mpirun, train, train_arguments
 
+from distsage.report.records import read_run
+
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]
 
 QUICK = ("--num-hidden", 16, "--batch-size", 40, "--fan-out", "4,6", "--num-workers", 1)
@@ -73,3 +75,4 @@ def test_a_killed_rank_ends_the_job_and_is_named(
     assert len(ours) == 1
     assert ours[0].startswith(f"distsage: rank {rank} ({role} on ")
     assert ours[0].endswith("): killed by SIGKILL")
+    assert read_run(tmp_path).state == ("failed", ours[0].removeprefix("distsage: "))
