@@ -8,13 +8,14 @@ import os
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from tyro.conf import Positional
 
 from distsage.errors import UserError
 
 DEFAULT_CACHE_RATIO = 0.2
+PartMethod = Literal["auto", "kaminpar", "metis", "random"]
 
 
 def parse_fan_out(text: str) -> tuple[int, ...]:
@@ -97,8 +98,14 @@ class PartitionConfig(DatasetOptions):
     """Number of parts: one per host (required)."""
     output: Path | None = None
     """Directory to write; it appears only when it is whole (default: parts/DATASET-NUM_PARTS)."""
-    part_method: Literal["metis", "random"] = "metis"
-    """metis keeps neighbours together; random is quick and balanced."""
+    part_method: str = "auto"
+    """kaminpar and metis keep neighbours together, kaminpar in less time and memory; auto is
+    kaminpar, but metis with --balance-train or --balance-edges; random is quick and balanced. Or a
+    file with an assignment of your own: .npy, or text with a part's number on each line, one for
+    each node, in the order of the data."""
+    attempts: int = 1
+    """Draw so many assignments, from --seed and the numbers after it, and keep the one whose
+    batches need the fewest rows of other parts (kaminpar and random)."""
     balance_train: bool = False
     """Also give each part its share of the train, val and test nodes."""
     balance_edges: bool = False
@@ -123,8 +130,21 @@ class PartitionConfig(DatasetOptions):
             self.num_trainers_per_host >= 1,
             f"--num-trainers-per-host is {self.num_trainers_per_host}; it must be at least 1",
         )
+        _require(self.attempts >= 1, f"--attempts is {self.attempts}; it must be at least 1")
+        _require(
+            self.part_method in get_args(PartMethod) or Path(self.part_method).is_file(),
+            f"--part-method is {self.part_method!r}, which is no file; give one, or "
+            f"{', '.join(get_args(PartMethod)[:-1])} or {get_args(PartMethod)[-1]}",
+        )
         parse_fan_out(self.fan_out)
         _require(self.batch_size >= 1, f"--batch-size is {self.batch_size}; it must be at least 1")
+
+    @property
+    def method_or_file(self) -> PartMethod | Path:
+        """What `--part-method` names."""
+        if self.part_method in get_args(PartMethod):
+            return cast(PartMethod, self.part_method)
+        return Path(self.part_method)
 
 
 def job_name() -> str:

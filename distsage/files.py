@@ -122,6 +122,19 @@ def own_directory(path: Path, owner: str, option: str) -> IO[str]:
     return lock
 
 
+def allocate(path: Path, num_bytes: int) -> None:
+    """Create a file of zeros whose room on the disk is taken at once, to be mapped into memory.
+
+    Without that, a disk that fills is a SIGBUS in whoever writes to the map.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    with open(path, "wb") as stream:
+        if num_bytes:
+            os.posix_fallocate(stream.fileno(), 0, num_bytes)
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line to a file and sync it; on an exception it holds what it held."""
     rest = line.encode() + b"\n"

@@ -33,10 +33,16 @@ def csc_from_edges(src: np.ndarray, dst: np.ndarray, num_nodes: int) -> Topology
     return reverse(Topology(out_indptr, out_indices))
 
 
-def reverse(topology: Topology) -> Topology:
-    """Turn every edge round: in-edges (CSC) -> out-edges (CSR) and back; rows come out sorted."""
+def reverse(topology: Topology, indices: np.ndarray | None = None) -> Topology:
+    """Turn every edge round: in-edges (CSC) -> out-edges (CSR) and back; rows come out sorted.
+
+    Args:
+        topology: what to turn round.
+        indices: where the result's go, `[E]`, such as a file's memory map; None takes memory.
+    """
     indptr = _count(topology.indices, topology.num_nodes)
-    indices = np.empty(topology.num_edges, index_dtype(topology.num_nodes))
+    if indices is None:
+        indices = np.empty(topology.num_edges, index_dtype(topology.num_nodes))
     _scatter_rows(topology.indptr, topology.indices, indptr[:-1].copy(), indices)
     return Topology(indptr, indices)
 

@@ -8,7 +8,7 @@ import numpy as np
 from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
 from distsage.limits import free_disk, free_memory, human_bytes
-from distsage.partition.metis import PartMethod
+from distsage.partition.kaminpar import context_for
 from distsage.partition.storage import storage_of
 
 # Measured with DGL 1.1.3 on graphs of 6, 17 and 125 million edges (Linux, x86-64): the METIS
@@ -16,6 +16,10 @@ from distsage.partition.storage import storage_of
 _DGL_BYTES = 450 << 20  # a process that has imported DGL and torch
 _METIS_BYTES_PER_EDGE = 43  # per undirected edge and direction
 _METIS_BYTES_PER_NODE = 200
+# KaMinPar's process, pages of the graph's file not counted.
+_KAMINPAR_BYTES = 64 << 20
+_KAMINPAR_BYTES_PER_EDGE = {"jet": 12, "terapart": 7}
+_KAMINPAR_BYTES_PER_NODE = 60
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,17 @@ class Needs:
     disk: int
 
 
-def estimate(
-    graph: Graph, num_parts: int, method: PartMethod, num_trainers_per_host: int = 1
-) -> Needs:
+def estimate(graph: Graph, num_parts: int, method: str, num_trainers_per_host: int = 1) -> Needs:
     """The expected needs. Memory from measurements; disk as if every node were every part's halo.
 
-    The memory of the METIS process and that of writing are not needed at the same time.
+    The memory of the partitioner's process and that of writing are not needed at the same time, and
+    its files take less of the disk than the parts that come after them.
+
+    Args:
+        graph: to be split.
+        num_parts: into so many.
+        method: of a `Choice`.
+        num_trainers_per_host: see `distsage.partition.run.partition`.
     """
     nodes, edges = graph.num_nodes, graph.topology.num_edges
     index = graph.topology.indices.itemsize
@@ -63,10 +72,18 @@ def estimate(
         _DGL_BYTES + 40 * nodes + int(share * (edges * (index + 18) + 30 * nodes + rows + stock))
     )
     memory = writing
-    if method == "metis" and num_parts * num_trainers_per_host > 1:
+    if method in ("kaminpar", "metis") and num_parts * num_trainers_per_host > 1:
         both_directions = int(edges * (2 - _symmetric_share(graph.topology)))
-        metis = _DGL_BYTES + _METIS_BYTES_PER_EDGE * both_directions + _METIS_BYTES_PER_NODE * nodes
-        memory = max(metis, writing)
+        base, per_edge, per_node = (
+            (_DGL_BYTES, _METIS_BYTES_PER_EDGE, _METIS_BYTES_PER_NODE)
+            if method == "metis"
+            else (
+                _KAMINPAR_BYTES,
+                _KAMINPAR_BYTES_PER_EDGE[context_for(both_directions)],
+                _KAMINPAR_BYTES_PER_NODE,
+            )
+        )
+        memory = max(base + per_edge * both_directions + per_node * nodes, writing)
     return Needs(memory, disk)
 
 

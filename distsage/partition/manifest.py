@@ -282,7 +282,7 @@ def dgl_config(
 
     Args:
         graph_name: of the manifest.
-        part_method: how the graph was split.
+        part_method: how the graph was split, in a word that DGL knows.
         node_ranges: [low, high), the gids of each part.
         edge_ranges: likewise of its edges.
         node_data: the file of each part with the data of its nodes.

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from distsage.limits import human_bytes
+from distsage.partition.attempts import Attempt
 from distsage.partition.manifest import Manifest, Part
+from distsage.partition.ranking import mean_remote_rows
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,9 @@ class QualityReport:
         edge_cut_percent: the same, of all edges; 0 for a graph without edges.
         halo_nodes: over all parts: rows of other hosts that full-neighbour inference reads.
         balance: largest part / mean part, of nodes, edges and train nodes; 1 is even.
+        remote_rows: of other parts that a mini-batch is expected to need, without a cache.
+        method: who assigned the nodes to the parts, and why.
+        attempts: all that were made, where there were several.
     """
 
     graph_name: str
@@ -27,10 +32,19 @@ class QualityReport:
     edge_cut_percent: float
     halo_nodes: int
     balance: dict[str, float]
+    remote_rows: float
+    method: str
+    attempts: tuple[Attempt, ...]
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "QualityReport":
-        """The report on the parts that a manifest describes."""
+    def of(
+        cls,
+        manifest: Manifest,
+        remote_rows: Sequence[float],
+        method: str,
+        attempts: Sequence[Attempt] = (),
+    ) -> "QualityReport":
+        """The report on the parts that a manifest describes; `remote_rows` are those of each."""
         parts = manifest.parts
         return cls(
             graph_name=manifest.graph_name,
@@ -43,6 +57,9 @@ class QualityReport:
                 "edges": _max_over_mean([part.num_edges for part in parts]),
                 "train_nodes": _max_over_mean([part.train_nodes for part in parts]),
             },
+            remote_rows=mean_remote_rows(remote_rows, [part.train_nodes for part in parts]),
+            method=method,
+            attempts=tuple(attempts),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +99,9 @@ class QualityReport:
                 *table,
                 f"edge cut: {self.edge_cut:,} directed edges ({self.edge_cut_percent:.2f} %)",
                 f"largest part / mean part: {balance}",
+                f"remote rows expected in a batch: {self.remote_rows:,.0f}",
+                f"assigned by: {self.method}",
+                *(f"seed {attempt.seed}: {attempt}" for attempt in self.attempts),
             ]
         )
 

@@ -3,6 +3,7 @@
 Source: Kaler et al., SALIENT++, arXiv 2305.03152, section 4 (vertex-inclusion probability).
 """
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,6 +77,17 @@ def rank_remote(
     order = np.argsort(-probability[reached], kind="stable")
     ranking = reached[order]
     return ranking.astype(topology.indices.dtype), probability[ranking].astype(np.float32)
+
+
+def mean_remote_rows(rows: Sequence[float], train_nodes: Sequence[int]) -> float:
+    """The rows that a batch is expected to need from other parts.
+
+    Args:
+        rows: expected in a batch of each part.
+        train_nodes: of each part; a part has batches in proportion to them.
+    """
+    total = sum(train_nodes)
+    return sum(map(operator.mul, rows, train_nodes)) / total if total else 0.0
 
 
 @compiled

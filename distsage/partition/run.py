@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from distsage import __version__
+from distsage.config import PartMethod
 from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
 from distsage.files import atomic_directory, explain_write_errors, write_json
 from distsage.limits import human_bytes
 from distsage.partition import estimate
+from distsage.partition.assignment import Choice, assigner, choose
+from distsage.partition.attempts import Attempt, best_of, judged
 from distsage.partition.manifest import (
     CACHE_PROBABILITY,
     CACHE_RANKING,
@@ -33,7 +36,6 @@ from distsage.partition.manifest import (
     Part,
     file_names,
 )
-from distsage.partition.metis import PartMethod, assign
 from distsage.partition.part_order import order_parts
 from distsage.partition.parts import sha256
 from distsage.partition.quality import QualityReport
@@ -49,7 +51,8 @@ def partition(
     num_parts: int,
     output: Path,
     *,
-    method: PartMethod = "metis",
+    method: PartMethod | Path = "auto",
+    attempts: int = 1,
     balance_train: bool = False,
     balance_edges: bool = False,
     num_trainers_per_host: int = 1,
@@ -67,13 +70,15 @@ def partition(
         graph: what to split. It stays as it is.
         num_parts: a host may hold several.
         output: the directory to create.
-        method: see `assign`.
-        balance_train: see `assign`.
-        balance_edges: see `assign`.
+        method: see `choose`. A file counts trainers instead of parts, where a host has several.
+        attempts: assignments to choose from; kept is the one whose batches are expected to need the
+            fewest rows of other parts.
+        balance_train: see `assigner`.
+        balance_edges: see `assigner`.
         num_trainers_per_host: above 1, the graph is first split for all trainers of all hosts, and
             the parts of a host's trainers are put together, one after the other, so that batches
             of a trainer that takes its share of the part have more nodes in common.
-        seed: of `method="random"`.
+        seed: of the first attempt; the others count on from it.
         fan_out: the fan-outs that the cache ranking expects, input layer first.
         batch_size: the seed nodes per mini-batch that it expects.
         force: go on although there seems to be too little memory or disk.
@@ -81,7 +86,8 @@ def partition(
 
     Raises:
         UserError: fewer than one part or trainer, more parts than nodes, `output` exists or cannot
-            be written, the graph's name is taken, too little memory or disk, or see `assign`.
+            be written, the graph's name is taken, too little memory or disk, or see `choose` and
+            `assigner`.
     """
     num_trainers = num_parts * num_trainers_per_host
     _check_arguments(graph, num_parts, num_trainers_per_host, output)
@@ -89,10 +95,14 @@ def partition(
         f"partitioning {graph.name} ({graph.num_nodes:,} nodes, {graph.topology.num_edges:,} "
         f"directed edges, {graph.num_features:,} features) into {num_parts} parts"
     )
-    needs = estimate.estimate(graph, num_parts, method, num_trainers_per_host)
+    choice = choose(
+        method, balance_train=balance_train, balance_edges=balance_edges, attempts=attempts
+    )
+    needs = estimate.estimate(graph, num_parts, choice.method, num_trainers_per_host)
     logger.info(estimate.check(needs, output, force=force))
     options = {
-        "method": method,
+        "method": choice.method,
+        "method_reason": choice.reason,
         "balance_train": balance_train,
         "balance_edges": balance_edges,
         "num_trainers_per_host": num_trainers_per_host,
@@ -102,35 +112,52 @@ def partition(
         "encoding": None if graph.encoding is None else graph.encoding.to_json(),
     }
     with explain_write_errors(output, "--output"), atomic_directory(output) as directory:
-        with _timed(f"assigning nodes to {num_trainers} parts ({method})"):
-            trainer = assign(
+        with (
+            _timed(f"assigning nodes to {num_trainers} parts ({choice.reason})"),
+            assigner(
                 graph,
                 num_trainers,
+                choice,
                 scratch=directory,
-                method=method,
                 balance_train=balance_train,
                 balance_edges=balance_edges,
-                seed=seed,
-            )
-        with _timed("ordering the parts"):
-            number = order_parts(graph.topology, trainer // num_trainers_per_host, num_parts)
-            trainer = (
-                number[trainer // num_trainers_per_host] * num_trainers_per_host
-                + trainer % num_trainers_per_host
-            )
+            ) as assign,
+        ):
+            made: list[Attempt] = []
+            if attempts == 1:  # the report judges it
+                trainer = assign(seed)
+            else:
+                trainer, made = best_of(
+                    assign,
+                    range(seed, seed + attempts),
+                    lambda trainer, seed: judged(
+                        graph,
+                        trainer // num_trainers_per_host,
+                        num_parts,
+                        seed=seed,
+                        fan_out=fan_out,
+                        batch_size=batch_size,
+                    ),
+                )
+        if choice.method in ("kaminpar", "metis"):
+            with _timed("ordering the parts"):
+                part = trainer // num_trainers_per_host
+                number = order_parts(graph.topology, part, num_parts)
+                trainer = trainer + (number[part] - part) * num_trainers_per_host
         order = Order.of(trainer, num_parts, graph.topology.indices.dtype, num_trainers_per_host)
         storage = storage_of(graph)
         logger.info(_description(graph, storage))
-        parts = _write_parts(graph, order, method, storage, directory)
+        parts = _write_parts(graph, order, choice, storage, directory)
         with _timed("ranking remote nodes"):
-            _write_rankings(graph, order, fan_out, batch_size, directory)
+            remote_rows = _write_rankings(graph, order, fan_out, batch_size, directory)
         with _timed("checksums"):
             report = _finish(
                 graph,
                 parts,
                 storage,
                 num_trainers_per_host,
-                options | dict(configuration or {}),
+                options | {"attempts": [asdict(each) for each in made]} | dict(configuration or {}),
+                lambda manifest: QualityReport.of(manifest, remote_rows, choice.reason, made),
                 directory,
             )
     return report
@@ -161,7 +188,7 @@ def _check_arguments(
 def _write_parts(
     graph: Graph,
     order: Order,
-    method: PartMethod,
+    choice: Choice,
     storage: FeatureStorage,
     directory: Path,
 ) -> list[Part]:
@@ -236,7 +263,8 @@ def _write_parts(
     write_config(
         directory / f"{graph.name}.json",
         graph_name=graph.name,
-        part_method=method,
+        # DGL has two words. This one is for parts that somebody has thought about.
+        part_method="random" if choice.method == "random" else "metis",
         node_offsets=order.offsets,
         edge_offsets=edge_offsets,
         node_data=storage.dgl_node_data,
@@ -267,7 +295,9 @@ def _labels_and_masks(graph: Graph, positions: np.ndarray) -> dict[str, np.ndarr
 
 def _write_rankings(
     graph: Graph, order: Order, fan_out: Sequence[int], batch_size: int, directory: Path
-) -> None:
+) -> list[float]:
+    """Return the remote rows that a batch of each part is expected to need."""
+    remote_rows = []
     topology = Topology(np.load(directory / INDPTR), np.load(directory / INDICES, mmap_mode="r"))
     train_mask = graph.train_mask[order.position]
     for index in range(order.num_parts):
@@ -283,6 +313,8 @@ def _write_rankings(
         part = directory / f"part{index}"
         np.save(part / CACHE_RANKING, ranking, allow_pickle=False)
         np.save(part / CACHE_PROBABILITY, probability, allow_pickle=False)
+        remote_rows.append(float(probability.sum(dtype=np.float64)))
+    return remote_rows
 
 
 def _finish(
@@ -291,9 +323,13 @@ def _finish(
     storage: FeatureStorage,
     num_trainers_per_host: int,
     configuration: Mapping[str, Any],
+    report_on: Callable[[Manifest], QualityReport],
     directory: Path,
 ) -> QualityReport:
     """Write the quality report and, last, the manifest with the checksums of all other files."""
+    packages = ["dgl", "torch", "numpy"]
+    if configuration["method"] == "kaminpar":
+        packages.append("kaminpar")
     manifest = Manifest(
         graph_name=graph.name,
         num_nodes=graph.num_nodes,
@@ -308,11 +344,10 @@ def _finish(
             for part, folder in ((part, directory / f"part{i}") for i, part in enumerate(parts))
         ),
         configuration=configuration,
-        versions={"distsage": __version__}
-        | {package: version(package) for package in ("dgl", "torch", "numpy")},
+        versions={"distsage": __version__} | {package: version(package) for package in packages},
         files={},
     )
-    report = QualityReport.of(manifest)
+    report = report_on(manifest)
     write_json(directory / QUALITY, report.to_json())
     files = {
         name: File((directory / name).stat().st_size, sha256(directory / name))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from distsage.errors import UserError
+from distsage.partition.attempts import Attempt
 from distsage.partition.manifest import MANIFEST
 from distsage.partition.parts import Parts
 from distsage.partition.quality import QualityReport
@@ -196,7 +197,8 @@ def test_array_that_is_no_array(parts: Path) -> None:
 
 def test_quality_report(written: Path) -> None:
     manifest = Parts.open(written).manifest
-    report = QualityReport.of(manifest)
+    attempts = [Attempt(7, 50, 12.0), Attempt(8, 60, 20.0)]
+    report = QualityReport.of(manifest, [10, 30], "KaMinPar, which is quick", attempts)
     first, second = manifest.parts
     assert report.edge_cut == first.cut_edges + second.cut_edges
     assert report.edge_cut_percent == pytest.approx(100 * report.edge_cut / 400)
@@ -211,3 +213,11 @@ def test_quality_report(written: Path) -> None:
     assert lines[1].split()[:4] == ["0", "30", str(first.halo_nodes), str(first.num_edges)]
     assert len({len(line) for line in lines[:3]}) == 1
     assert f"edge cut: {report.edge_cut} directed edges" in lines[3]
+    trains = first.train_nodes, second.train_nodes
+    assert report.remote_rows == pytest.approx((10 * trains[0] + 30 * trains[1]) / sum(trains))
+    assert lines[5].startswith("remote rows expected in a batch: ")
+    assert lines[6:] == [
+        "assigned by: KaMinPar, which is quick",
+        "seed 7: edge cut 50, 12 remote rows expected in a batch",
+        "seed 8: edge cut 60, 20 remote rows expected in a batch",
+    ]

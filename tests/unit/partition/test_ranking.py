@@ -64,9 +64,10 @@ def test_is_exact_where_paths_do_not_meet() -> None:
 def test_the_ring_reaches_two_steps_back_per_hop() -> None:
     # Seeds 10 and 11 of the part [8, 12); in-neighbours are v-1 and v-2.
     topology = ring(24).topology
-    ranking, _ = rank_remote(topology, 8, 12, np.array([10, 11]), fan_out=[2, 2], batch_size=2)
+    ranking, p = rank_remote(topology, 8, 12, np.array([10, 11]), fan_out=[2, 2], batch_size=2)
     assert ranking.dtype == np.int32
     assert ranking.tolist() == [6, 7]
+    assert p.sum() == pytest.approx(2)
     ranking, p = rank_remote(topology, 8, 12, np.array([8]), fan_out=[2, 1], batch_size=1)
     # 7 and 6 are sampled with 1/2 each and 7 or 6 again with certainty; 4 needs 6 to be there.
     assert ranking.tolist() == [6, 7, 5, 4]
@@ -87,5 +88,6 @@ def test_ranking_is_sorted_complete_and_remote() -> None:
     ranking, probability = rank_remote(topology, 20, 40, train, **options)
     np.testing.assert_allclose(probability, p[ranking], rtol=1e-6)
     assert (np.diff(p[ranking]) <= 0).all()
+    assert probability.sum() == pytest.approx(p[:20].sum() + p[40:].sum())
     remote = np.flatnonzero(p)
     np.testing.assert_array_equal(np.sort(ranking), remote[(remote < 20) | (remote >= 40)])

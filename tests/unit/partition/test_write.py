@@ -184,7 +184,7 @@ def test_a_name_that_the_directory_uses_itself(name: str, tmp_path: Path) -> Non
         partition(ring(24, name=name), 2, tmp_path / "parts", method="random")
 
 
-@pytest.mark.parametrize("step", ["assign", "_write_parts", "rank_remote", "sha256"])
+@pytest.mark.parametrize("step", ["assigner", "_write_parts", "rank_remote", "sha256"])
 def test_an_exception_half_way_leaves_nothing(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

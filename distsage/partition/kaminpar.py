@@ -1,0 +1,69 @@
+"""KaMinPar. Runs on the login host, in a process of its own: `python -m` this module.
+
+It takes one thread: with several, the same seed gives other parts every time.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from distsage.partition.own_process import run_partitioner
+
+# No part may have more than this share of nodes above the mean.
+IMBALANCE = 0.03
+# The graph is held as it is up to so many edges in both directions, and compressed above.
+_MOST_PLAIN_EDGES = 1 << 26
+
+
+def context_for(num_edges: int) -> str:
+    """KaMinPar's name for the settings that fit a graph of so many edges in both directions."""
+    return "jet" if num_edges <= _MOST_PLAIN_EDGES else "terapart"
+
+
+def run_kaminpar(
+    undirected: Path, num_nodes: int, num_parts: int, seed: int, scratch: Path
+) -> np.ndarray:
+    """Have KaMinPar split a graph. Blocks until it is done; the same arguments give the same parts.
+
+    Args:
+        undirected: the graph, as `undirected_file` writes it.
+        num_nodes: N.
+        num_parts: in [1, N].
+        seed: of all that KaMinPar draws.
+        scratch: an existing directory for a small file, removed again.
+
+    Returns:
+        int32 `[N]`, in [0, num_parts). Parts may be empty.
+
+    Raises:
+        OSError: the disk is full.
+        RuntimeError: KaMinPar failed.
+    """
+    return run_partitioner(
+        "KaMinPar",
+        "distsage.partition.kaminpar",
+        [str(undirected), str(num_parts), str(seed)],
+        num_nodes=num_nodes,
+        scratch=scratch,
+        environment={},
+    )
+
+
+def main(result: Path, undirected: Path, num_parts: int, seed: int) -> None:
+    """The KaMinPar process: fills the file `result`."""
+    import kaminpar
+
+    num_edges = int(np.fromfile(undirected, np.uint64, 3)[2])
+    context = context_for(num_edges)
+    kaminpar.reseed(seed)
+    # Before the graph is loaded, since it bounds the threads of that, too.
+    solver = kaminpar.KaMinPar(1, kaminpar.context_by_name(context))
+    graph = kaminpar.load_graph(
+        str(undirected), kaminpar.GraphFileFormat.PARHIP, compress=context == "terapart"
+    )
+    np.memmap(result, np.int32, "r+")[:] = solver.compute_partition(graph, num_parts, IMBALANCE)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
