@@ -111,7 +111,7 @@ class PartitionConfig(DatasetOptions):
     balance_edges: bool = False
     """Also give each part its share of the edges."""
     num_trainers_per_host: int = 1
-    """Trainers that will share a host: METIS also groups each part's nodes by trainer, which makes
+    """Trainers that will share a host: each part's nodes are also grouped by trainer, which makes
     their batches smaller, at a somewhat larger edge cut."""
     fan_out: str = "10,25"
     """Fan-outs that will be trained with, input layer first: with the batch size they decide which

@@ -16,6 +16,8 @@ from distsage.partition.metis import balanced_quantities, run_metis
 from distsage.partition.own_assignment import read_assignment
 from distsage.partition.undirected import undirected_file
 
+_NAMES = {"kaminpar": "KaMinPar", "metis": "METIS", "random": "at random"}
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -64,7 +66,7 @@ def choose(
     elif asked == "auto":
         choice = Choice("kaminpar", "KaMinPar, which takes less time and memory than METIS")
     else:
-        choice = Choice(asked, "as --part-method asks")
+        choice = Choice(asked, f"{_NAMES[asked]}, as --part-method asks")
     if balance and choice.method == "kaminpar":
         raise UserError(
             f"KaMinPar balances the number of nodes and no more; leave out {balance}, or let "

@@ -100,7 +100,7 @@ class QualityReport:
                 f"edge cut: {self.edge_cut:,} directed edges ({self.edge_cut_percent:.2f} %)",
                 f"largest part / mean part: {balance}",
                 f"remote rows expected in a batch: {self.remote_rows:,.0f}",
-                f"assigned by: {self.method}",
+                f"assignment: {self.method}",
                 *(f"seed {attempt.seed}: {attempt}" for attempt in self.attempts),
             ]
         )

@@ -60,6 +60,11 @@ def test_yaml_stands_for_options_and_the_command_line_wins(tmp_path):
         ),
         (["partition", "--dataset", "x", "--num-parts", "0"], "--num-parts is 0"),
         (["partition", "--dataset", "x"], "--num-parts is 0"),
+        (
+            ["partition", "--dataset", "x", "--num-parts", "2", "--part-method", "kamipar"],
+            "--part-method is 'kamipar', which is no file; give one, or auto, kaminpar, metis or",
+        ),
+        (["partition", "--dataset", "x", "--num-parts", "2", "--attempts", "0"], "attempts is 0"),
         (["partition", "--dataset", "x", "--num-parts", "2", "--fan-out", "x"], "--fan-out 'x'"),
         (["partition", "--dataset", "x", "--num-parts", "2", "--batch-size", "0"], "size is 0"),
     ],

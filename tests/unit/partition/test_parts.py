@@ -217,7 +217,7 @@ def test_quality_report(written: Path) -> None:
     assert report.remote_rows == pytest.approx((10 * trains[0] + 30 * trains[1]) / sum(trains))
     assert lines[5].startswith("remote rows expected in a batch: ")
     assert lines[6:] == [
-        "assigned by: KaMinPar, which is quick",
+        "assignment: KaMinPar, which is quick",
         "seed 7: edge cut 50, 12 remote rows expected in a batch",
         "seed 8: edge cut 60, 20 remote rows expected in a batch",
     ]

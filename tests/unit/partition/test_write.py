@@ -67,6 +67,7 @@ def test_every_row_and_edge_reaches_its_part(
 def test_the_ring_by_metis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = ring(40)
     report = partition(graph, 4, tmp_path / "parts", balance_train=True, balance_edges=True)
+    assert report.method.startswith("METIS, since --balance-train --balance-edges is more")
     parts = check_parts(graph, tmp_path / "parts", monkeypatch)
     # Four arcs cut 3 edges each at their start (v-1 -> v, v-2 -> v, v-1 -> v+1); METIS may do
     # worse, but random parts cut 60 of the 80.
@@ -77,6 +78,38 @@ def test_the_ring_by_metis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         own = parts.original_ids()[slice(*summary.nodes)]
         np.testing.assert_array_equal(parts.load_part(part)["features"][:, 0], own)
         assert (np.diff(own) > 0).all()
+
+
+def test_an_assignment_of_ones_own_through_and_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = replace(random_directed(60, 400), original_ids=np.array([f"g{v}" for v in range(60)]))
+    own = np.random.default_rng(3).integers(0, 3, 60)
+    (tmp_path / "own.txt").write_text("".join(f"{part}\n" for part in own))
+    report = partition(graph, 3, tmp_path / "parts", method=tmp_path / "own.txt")
+    parts = check_parts(graph, tmp_path / "parts", monkeypatch)
+    owner = np.repeat(np.arange(3), np.diff(parts.offsets))
+    position = [int(name[1:]) for name in parts.original_ids().tolist()]
+    np.testing.assert_array_equal(own[position], owner)
+    assert parts.manifest.configuration["method"] == "file"
+    assert report.method == f"the assignment in {tmp_path / 'own.txt'}"
+
+
+@pytest.mark.parametrize(
+    ("options", "method"),
+    [({}, "kaminpar"), ({"balance_edges": True}, "metis"), ({"method": "random"}, "random")],
+)
+def test_who_assigned_is_recorded_and_dgl_knows_the_word(
+    options: dict, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = communities(2, 30)
+    report = partition(graph, 2, tmp_path / "parts", **options)
+    manifest = check_parts(graph, tmp_path / "parts", monkeypatch).manifest
+    assert manifest.configuration["method"] == method
+    assert manifest.configuration["method_reason"] == report.method
+    assert ("kaminpar" in manifest.versions) == (method == "kaminpar")
+    config = json.loads((tmp_path / "parts" / "small.json").read_text())
+    assert config["part_method"] == ("random" if method == "random" else "metis")
 
 
 def test_a_part_without_train_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
