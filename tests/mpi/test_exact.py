@@ -161,7 +161,7 @@ def test_unequal_trainers_and_one_without_train_nodes(
     for own, count in zip(trainers, (7, 0, 100, 41), strict=True):
         train_mask[place[own][:count]] = True
     changed = planted(train_mask=train_mask)
-    path = partitioned(changed, HOSTS)  # METIS does not look at the masks
+    path = partitioned(changed, HOSTS)  # assigning does not look at the masks
     seed_plans = check(path, tmp_path, batch_size=30, num_epochs=6)
     assert seed_plans[0].counts == [7, 0, 100, 41]
     assert seed_plans[0].num_steps == 4

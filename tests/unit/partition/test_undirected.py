@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from distsage.data.graph import Topology
+from distsage.files import allocate
 from distsage.partition import undirected
 from distsage.partition.undirected import is_symmetric, read_undirected, undirected_file
 from tests.unit.partition_graphs import communities, edges_of, make_graph, random_directed, ring
@@ -64,3 +65,10 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_room_of_a_mapped_file_is_taken_at_once(tmp_path: Path) -> None:
+    allocate(tmp_path / "map", 1 << 20)
+    status = (tmp_path / "map").stat()
+    assert status.st_size == 1 << 20
+    assert status.st_blocks * 512 >= 1 << 20
