@@ -137,8 +137,16 @@ def _partition(arguments: Sequence[str]) -> None:
     config = parse(PartitionConfig, "partition", arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from distsage.data.datasets import graph_name, load_graph
+    from distsage.partition.assignment import choose
     from distsage.partition.run import partition
 
+    # `partition` asks too, but for a large graph that is much later.
+    choose(
+        config.method_or_file,
+        balance_train=config.balance_train,
+        balance_edges=config.balance_edges,
+        attempts=config.attempts,
+    )
     output = config.output or Path("parts") / f"{graph_name(config.dataset)}-{config.num_parts}"
     if output.exists():
         raise UserError(f"{output} exists already; name another --output or remove it first")

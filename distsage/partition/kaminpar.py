@@ -56,7 +56,7 @@ def main(result: Path, undirected: Path, num_parts: int, seed: int) -> None:
 
     num_edges = int(np.fromfile(undirected, np.uint64, 3)[2])
     context = context_for(num_edges)
-    kaminpar.reseed(seed)
+    kaminpar.reseed(seed % (1 << 31))  # a C int
     # Before the graph is loaded, since it bounds the threads of that, too.
     solver = kaminpar.KaMinPar(1, kaminpar.context_by_name(context))
     graph = kaminpar.load_graph(

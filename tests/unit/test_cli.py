@@ -65,6 +65,13 @@ def test_yaml_stands_for_options_and_the_command_line_wins(tmp_path):
             "--part-method is 'kamipar', which is no file; give one, or auto, kaminpar, metis or",
         ),
         (["partition", "--dataset", "x", "--num-parts", "2", "--attempts", "0"], "attempts is 0"),
+        (
+            [
+                *("partition", "--dataset", "x", "--num-parts", "2", "--balance-edges"),
+                *("--part-method", "kaminpar"),
+            ],
+            "KaMinPar balances the number of nodes and no more",
+        ),
         (["partition", "--dataset", "x", "--num-parts", "2", "--fan-out", "x"], "--fan-out 'x'"),
         (["partition", "--dataset", "x", "--num-parts", "2", "--batch-size", "0"], "size is 0"),
     ],
