@@ -97,8 +97,10 @@ def assign(
         while not done.wait(_POLL_SECONDS):
             for child in psutil.Process().children():
                 with contextlib.suppress(psutil.Error):
-                    memory = child.memory_info()
-                    peak = max(peak, memory.rss - memory.shared)
+                    # Until it is a partitioner, a child shows this process's own memory.
+                    if any("distsage.partition" in word for word in child.cmdline()):
+                        memory = child.memory_info()
+                        peak = max(peak, memory.rss - memory.shared)
 
     done = threading.Event()
     watcher = threading.Thread(target=watch)
