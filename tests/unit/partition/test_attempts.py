@@ -46,9 +46,11 @@ def test_remote_rows_of_the_ring_by_hand() -> None:
     assert attempt.remote_rows == pytest.approx(12)
 
 
-def test_the_best_attempt_is_written_and_all_are_recorded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trainers", [1, 2])
+def test_the_best_attempt_is_written_and_all_are_recorded(trainers: int, tmp_path: Path) -> None:
     graph = communities(6, 40, seed=2)
     options = {"method": "random", "fan_out": (2, 3), "batch_size": 4}
+    options["num_trainers_per_host"] = trainers
     kept = partition(graph, 3, tmp_path / "best", attempts=4, seed=5, **options)
     alone = [
         partition(graph, 3, tmp_path / str(seed), seed=seed, **options) for seed in range(5, 9)
