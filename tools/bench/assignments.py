@@ -44,10 +44,10 @@ METHODS: list[tuple[str, PartMethod, int]] = [
 _PAGE = """\
 # Partitioners
 
-What {num_parts} parts by each partitioner cost those who train on them: the edges between parts,
-and the rows of other parts that a batch is expected to need, without a cache (vertex-inclusion
-probability, fan-out {fan_out}; the mean over the batches of all parts). Seconds are CPU-seconds of
-the partitioner's process, for one attempt; memory is its peak, looked at every {poll:.0f} ms,
+What {num_parts} parts by each partitioner cost those who train on them: the edges between parts, and
+the rows of other parts that a batch is expected to need, without a cache (vertex-inclusion
+probability, fan-out {fan_out}; the mean over the batches of all parts). Seconds are CPU-seconds
+of the partitioner's process, for one attempt; memory is its peak, looked at every {poll:.0f} ms,
 without pages of files (both map the graph's file). METIS takes no seed here. Both balance the
 number of nodes, to 3 %; in-edges are those of the part that has most, beside the mean.
 
@@ -56,8 +56,8 @@ work.
 
 {table}
 
-Which of several attempts is best can be seen only in the remote rows of each; how far they lie
-apart: {spread}.
+The worst of KaMinPar's {attempts} attempts needs more remote rows than the best by:
+{spread}.
 """
 
 
@@ -163,6 +163,7 @@ def main() -> None:
         spreads.append(f"{name} {100 * (max(rows) / min(rows) - 1):.1f} %")
     page = _PAGE.format(
         num_parts=NUM_PARTS,
+        attempts=ATTEMPTS,
         poll=1000 * _POLL_SECONDS,
         fan_out=",".join(map(str, FAN_OUT)),
         table="\n".join(lines),
