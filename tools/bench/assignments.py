@@ -44,8 +44,8 @@ METHODS: list[tuple[str, PartMethod, int]] = [
 _PAGE = """\
 # Partitioners
 
-What {num_parts} parts by each partitioner cost those who train on them: the edges between parts, and
-the rows of other parts that a batch is expected to need, without a cache (vertex-inclusion
+What {num_parts} parts by each partitioner cost those who train on them: the edges between parts,
+and the rows of other parts that a batch is expected to need, without a cache (vertex-inclusion
 probability, fan-out {fan_out}; the mean over the batches of all parts). Seconds are CPU-seconds
 of the partitioner's process, for one attempt; memory is its peak, looked at every {poll:.0f} ms,
 without pages of files (both map the graph's file). METIS takes no seed here. Both balance the
