@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import tyro
 import yaml
 
 from distsage import __version__
@@ -25,6 +24,7 @@ from distsage.config import (
 )
 from distsage.errors import UserError
 from distsage.kernels import level
+from distsage.parser import completion, option, parser_of, show
 
 Config = TypeVar("Config")
 
@@ -71,18 +71,18 @@ def _yaml_options(path: str) -> list[str]:
     for key, value in root.value:
         if not isinstance(key, yaml.ScalarNode):
             raise UserError(lines)
-        option = f"--{key.value.replace('_', '-')}"
+        name = option(key.value)
         if isinstance(value, yaml.SequenceNode) and all(
             isinstance(item, yaml.ScalarNode) for item in value.value
         ):
-            options += [option, ",".join(item.value for item in value.value)]
+            options += [name, ",".join(item.value for item in value.value)]
         elif not isinstance(value, yaml.ScalarNode):
-            raise UserError(f"{lines}, but {option} has lines of its own")
+            raise UserError(f"{lines}, but {name} has lines of its own")
         elif value.tag == "tag:yaml.org,2002:bool":
             if value.value.lower() in ("true", "yes", "on"):
-                options.append(option)  # what is false is left at its default
+                options.append(name)  # what is false is left at its default
         elif value.tag != "tag:yaml.org,2002:null":
-            options += [option, value.value]
+            options += [name, value.value]
     return options
 
 
@@ -93,44 +93,62 @@ def parse(config_class: type[Config], command: str, arguments: Sequence[str]) ->
     wins.
 
     Raises:
-        UserError: an unknown option, or a value that does not fit.
-        SystemExit: help was asked for (status 0), or a value is missing or malformed (status 2);
-            it has been printed.
+        UserError: an unknown option, or a value that is missing or does not fit.
+        SystemExit: help was asked for and has been printed (status 0).
     """
     expanded: list[str] = []
     remaining = list(arguments)
     while remaining:
         argument = remaining.pop(0)
-        option, has_value, value = argument.partition("=")
-        if option != "--config":
+        name, has_value, value = argument.partition("=")
+        if name != "--config":
             expanded.append(argument)
             continue
         if not has_value and not remaining:
             raise UserError("--config needs the path of a YAML file")
         expanded += _yaml_options(value if has_value else remaining.pop(0))
 
-    fields = dataclasses.fields(config_class)  # type: ignore[arg-type]
-    options = [f"--{field.name.replace('_', '-')}" for field in fields]
-    for argument in expanded:
+    parser = parser_of(command)
+    given = parser.parse_args(_one_spelling(expanded, config_class, command))
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(given).items()
+        if name != "config"
+    }
+    return config_class(**values)
+
+
+def _one_spelling(arguments: Sequence[str], config_class: type, command: str) -> list[str]:
+    """The same arguments with `-` in all names, and with each value joined to its option by `=`.
+
+    A value may begin with `-` itself: `--fan-out -1,10`.
+
+    Raises:
+        UserError: there is no such option.
+    """
+    kinds = {option(field.name): field.type for field in dataclasses.fields(config_class)}
+    for argument in arguments:
         if "\0" in argument:
             raise UserError(f"{command} was given {argument!r}, which no file or option is named")
-        option = argument.partition("=")[0].replace("_", "-")
-        if option.startswith("--") and option not in [*options, "--help"]:
+    joined: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--") or argument == "--help":
+            joined.append(argument)
+            continue
+        given, has_value, value = argument.partition("=")
+        name = given.replace("_", "-")
+        if name not in kinds:
             raise UserError(
-                f"{command} has no option {argument.partition('=')[0]}"
-                f"{_nearest(option, options)} (distsage {command} --help lists all)"
+                f"{command} has no option {given}{_nearest(name, list(kinds))} "
+                f"(distsage {command} --help lists all)"
             )
-    config: Config = tyro.cli(
-        config_class,
-        prog=f"distsage {command}",
-        args=expanded,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    for field, option in zip(fields, options, strict=True):
-        value = getattr(config, field.name)
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise UserError(f"{option} has {len(str(abs(value)))} digits, more than can be counted")
-    return config
+        takes_next = kinds[name] is not bool and not has_value and remaining
+        if takes_next and remaining[0].partition("=")[0].replace("_", "-") not in kinds:
+            has_value, value = "=", remaining.pop(0)
+        joined.append(f"{name}{has_value}{value}")
+    return joined
 
 
 def _partition(arguments: Sequence[str]) -> None:
@@ -235,7 +253,7 @@ def _runs(arguments: Sequence[str]) -> None:
     from distsage.report.records import find_runs
     from distsage.report.text import list_runs
 
-    print(list_runs(find_runs(config.directory)))
+    show(list_runs(find_runs(config.directory)))
 
 
 def _watch(arguments: Sequence[str]) -> None:
@@ -244,6 +262,12 @@ def _watch(arguments: Sequence[str]) -> None:
 
     if not watch(config.run):
         raise SystemExit(1)
+
+
+def _completion(arguments: Sequence[str]) -> None:
+    if len(arguments) != 1:
+        raise UserError("completion takes the name of a shell, such as bash")
+    show(completion(arguments[0], {name: what for name, (_, what) in COMMANDS.items()}))
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
@@ -255,6 +279,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "report": (_report, "write an HTML page about one run or several"),
     "runs": (_runs, "list runs, and the options in which they differ"),
     "watch": (_watch, "follow a run from its directory until it is over"),
+    "completion": (_completion, "print a script for the shell: bash, zsh or tcsh"),
 }
 
 
@@ -272,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; users' mistakes end with one sentence and status 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
+        show(_usage())
         raise SystemExit(0 if arguments else 2)
     if arguments[0] == "--version":
         print(__version__)

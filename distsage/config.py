@@ -6,15 +6,15 @@ Runs on the login host and on every rank; imports nothing heavy. A field `num_pa
 
 import os
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
-
-from tyro.conf import Positional
 
 from distsage.errors import UserError
 
 DEFAULT_CACHE_RATIO = 0.2
+POSITIONAL = {"positional": True}
+"""Metadata of a field that a command takes without an option's name."""
 PartMethod = Literal["auto", "kaminpar", "metis", "random"]
 
 
@@ -287,7 +287,7 @@ class JobOptions(FeatureOptions):
     """Fraction of the nodes of other parts whose feature rows each host keeps a copy of, those most
     likely to be sampled (default: 0.2). The host's trainers share it; 0 keeps none."""
     cache_bytes: int | None = None
-    """The same as a number of bytes per host."""
+    """The size of that cache as a number of bytes per host, instead of --cache-ratio."""
 
     def __post_init__(self) -> None:
         _require(
@@ -427,7 +427,7 @@ class PredictConfig:
 class ReportConfig:
     """Write one HTML page about runs; it opens from disk, without a network."""
 
-    runs: Positional[tuple[Path, ...]]
+    runs: tuple[Path, ...] = field(metadata=POSITIONAL)
     """Run directories of `distsage train` or `distsage local`; several stand side by side."""
     output: Path
     """File to write: .html."""
@@ -444,7 +444,7 @@ class ReportConfig:
 class RunsConfig:
     """List runs, and the options in which they differ."""
 
-    directory: Positional[Path] = Path("runs")
+    directory: Path = field(default=Path("runs"), metadata=POSITIONAL)
     """Holds run directories, or directories of them."""
 
 
@@ -456,5 +456,5 @@ class WatchConfig:
     silent.
     """
 
-    run: Positional[Path]
+    run: Path = field(metadata=POSITIONAL)
     """Run directory of `distsage train` or `distsage local`."""

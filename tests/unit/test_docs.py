@@ -4,39 +4,24 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
 
-from distsage.config import (
-    DEFAULT_CACHE_RATIO,
-    LocalConfig,
-    PartitionConfig,
-    PredictConfig,
-    PreflightConfig,
-    ReportConfig,
-    TrainConfig,
-)
+from distsage.config import DEFAULT_CACHE_RATIO, POSITIONAL, TrainConfig
+from distsage.parser import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 WITH_DECISIONS = [*PAGES, ROOT / "DECISIONS.md"]
-COMMANDS: dict[str, Any] = {
-    "partition": PartitionConfig,
-    "train": TrainConfig,
-    "local": LocalConfig,
-    "preflight": PreflightConfig,
-    "predict": PredictConfig,
-}
 OTHERS = {
     "sbatch, srun": "nodes ntasks-per-node cpus-per-task time mem mem-per-cpu gpus-per-node export "
     "exclusive exclude mpi distribution no-requeue signal",
     "mpirun": "hostfile map-by bind-to oversubscribe version",
     "tools/cluster and docker": "hosts rate privileged",
     "every command": "config help",
-    "report": " ".join(field.name for field in dataclasses.fields(ReportConfig)),
 }
 LINES_OF_README = 200
 
@@ -54,7 +39,7 @@ def option(name: str) -> str:
 
 
 def options_of(config: Any) -> set[str]:
-    return {option(field.name) for field in dataclasses.fields(config)}
+    return {option(each.name) for each in dataclasses.fields(config) if each.metadata != POSITIONAL}
 
 
 def options_in(text: str) -> set[str]:
@@ -86,7 +71,7 @@ def test_the_index_lists_every_page() -> None:
 
 @every_page(PAGES)
 def test_every_option_exists(page: Path) -> None:
-    known = {name for command in COMMANDS.values() for name in options_of(command)}
+    known = {name for command in CONFIGS.values() for name in options_of(command)}
     known |= {name for names in OTHERS.values() for name in names.split()}
     tools = {name for path in (ROOT / "tools").rglob("*.py") for name in tool_options(path)}
     unknown = options_in(page.read_text()) - known - tools
@@ -94,31 +79,27 @@ def test_every_option_exists(page: Path) -> None:
 
 
 def tool_options(path: Path) -> set[str]:
-    """Options of a program in tools/: of argparse, or fields of a dataclass that tyro reads."""
-    text = path.read_text()
-    given = set(re.findall(r'add_argument\(\s*"--([a-z-]+)"', text))
-    if "import tyro" in text:
-        given |= {option(name) for name in re.findall(r"^    (\w+): .* = ", text, re.MULTILINE)}
-    return given
+    """Options of a program in tools/."""
+    return set(re.findall(r'add_argument\(\s*"--([a-z-]+)"', path.read_text()))
 
 
 @every_page(PAGES)
 def test_commands_are_given_their_own_options(page: Path) -> None:
     text = page.read_text().replace("\\\n", " ")
     for command, given in re.findall(r"-m distsage (\w+)([^`\n]*)", text):
-        if command in COMMANDS:
-            unknown = options_in(given) - options_of(COMMANDS[command]) - {"config", "help"}
+        if command in CONFIGS:
+            unknown = options_in(given) - options_of(CONFIGS[command]) - {"config", "help"}
             assert not unknown, command
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", CONFIGS)
 def test_every_option_of_a_command_is_explained(command: str) -> None:
-    assert options_in(section("docs/options.md", command)) == options_of(COMMANDS[command])
+    assert options_in(section("docs/options.md", command)) == options_of(CONFIGS[command])
 
 
 @pytest.mark.parametrize("command", ["partition", "train", "local", "predict"])
 def test_defaults(command: str) -> None:
-    fields = {option(field.name): field.default for field in dataclasses.fields(COMMANDS[command])}
+    fields = {option(field.name): field.default for field in dataclasses.fields(CONFIGS[command])}
     rows = re.findall(
         r"^\| `--([a-z-]+)` \| ([^|]+) \|", section("docs/options.md", command), re.MULTILINE
     )
@@ -131,6 +112,15 @@ def test_defaults(command: str) -> None:
             assert shown == f"{default:g}", name
         elif isinstance(default, str):
             assert shown == default, name
+
+
+@pytest.mark.parametrize("command", ["partition", "train", "local", "predict"])
+def test_choices(command: str) -> None:
+    kinds = {option(field.name): field.type for field in dataclasses.fields(CONFIGS[command])}
+    for row in re.findall(r"^\| `--.*", section("docs/options.md", command), re.MULTILINE):
+        name = row.split("`")[1].removeprefix("--")
+        if get_origin(kinds[name]) is Literal:
+            assert all(re.search(rf"\b{choice}\b", row) for choice in get_args(kinds[name])), name
 
 
 def test_keys_of_yaml_are_options() -> None:
