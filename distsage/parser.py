@@ -60,7 +60,7 @@ EXAMPLES = {
     "local": "local --dataset synthetic --run-dir runs/try --num-epochs 5",
     "predict": "predict --run-dir runs/products --output classes.csv",
     "report": "report runs/products --output products.html",
-    "runs": "runs",
+    "runs": "runs runs",
     "watch": "watch runs/products",
 }
 """One for each command; those that stand alone lack `python -m distsage`."""
@@ -201,10 +201,10 @@ def _arguments(config: type, field: Field[Any]) -> dict[str, Any]:
     arguments = {"help": words, "default": None if default is MISSING else default}
     if default is MISSING:
         arguments |= {"required": True, "help": f"{words} (required)"}
-    if get_origin(kind) is Literal:
-        choices = get_args(kind)
-        return arguments | {"choices": choices, "metavar": "|".join(choices)}
     plain = next((one for one in get_args(kind) if one is not NoneType), kind)
+    choices = get_args(kind if get_origin(kind) is Literal else plain)
+    if choices:
+        return arguments | {"choices": choices, "metavar": "|".join(choices)}
     reader, placeholder = _READERS[plain]
     return arguments | {"type": reader, "metavar": _PLACEHOLDERS.get(field.name, placeholder)}
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 
 from distsage.cli import main, parse
-from distsage.config import LocalConfig, PartitionConfig, TrainConfig, parse_fan_out
+from distsage.config import POSITIONAL, LocalConfig, PartitionConfig, TrainConfig, parse_fan_out
 from distsage.errors import UserError
 from distsage.parser import CONFIGS
 from tests.unit.fuzzing import damaged, examples, nested, success_or_one_sentence
@@ -130,9 +130,13 @@ def test_help(command, columns, capsys, monkeypatch):
     shown = help_of(command, capsys)
     for field in dataclasses.fields(CONFIGS[command]):
         name = f"--{field.name.replace('_', '-')}"
+        if field.metadata == POSITIONAL:
+            name = "RUN" if field.name.startswith("run") else field.name.upper()
+            assert shown.startswith(f"usage: distsage {command} ")
+            assert name in shown.splitlines()[0]
         assert len(re.findall(rf"^  {name}(?= |$)", shown, re.MULTILINE)) == 1
     needed = shown.partition("needed first:")[2].partition("\n\n")[0]
-    assert 3 <= len(re.findall(r"^  --", needed, re.MULTILINE)) <= 10
+    assert 1 <= len(re.findall(r"^  (--|[A-Z])", needed, re.MULTILINE)) <= 10
     for sign in ("{", "None", "%%", "{}"):
         assert sign not in shown
     options = shown.partition("needed first:")[2].partition("example:")[0]
