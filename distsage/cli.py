@@ -155,8 +155,8 @@ def _partition(arguments: Sequence[str]) -> None:
     config = parse(PartitionConfig, "partition", arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from distsage.data.datasets import graph_name, load_graph
-    from distsage.partition.assignment import choose
-    from distsage.partition.run import partition
+    from distsage.partitioning.assignment import choose
+    from distsage.partitioning.run import partition
 
     # `partition` asks too, but for a large graph that is much later.
     choose(
@@ -234,7 +234,7 @@ def _local(arguments: Sequence[str]) -> None:
 def _predict(arguments: Sequence[str]) -> None:
     config = parse(PredictConfig, "predict", arguments)
     level.hold_to(level.chosen())
-    from distsage.predict.run import predict
+    from distsage.prediction.run import predict
 
     predict(config)
 

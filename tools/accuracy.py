@@ -23,7 +23,7 @@ from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.files import atomic_file
 from distsage.kernels.level import processor_name
-from distsage.partition.run import partition
+from distsage.partitioning.run import partition
 from tools.mpirun import launcher
 
 NUM_PARTS = (1, 2, 4)

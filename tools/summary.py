@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from distsage.errors import UserError
-from distsage.partition.parts import Parts
+from distsage.partitioning.parts import Parts
 
 Cells = list[list[str]]
 

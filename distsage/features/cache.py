@@ -22,7 +22,7 @@ from distsage.features.matrix import Features, rows_between
 from distsage.features.rows import PULL_ROWS
 from distsage.launch.watch.progress import Mark, State
 from distsage.limits import human_bytes
-from distsage.partition.manifest import Manifest
+from distsage.partitioning.manifest import Manifest
 
 
 def ranking_note(parts: Manifest, config: TrainConfig) -> str | None:

@@ -26,9 +26,9 @@ from distsage.launch.stage import sweep_staged
 from distsage.launch.watch.progress import State, Watched
 from distsage.launch.world import World
 from distsage.limits import usable_cores
-from distsage.partition.host_parts import HostParts
-from distsage.partition.parts import Parts
-from distsage.partition.verify import verify
+from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.verify import verify
 
 Config = TypeVar("Config", bound=JobOptions)
 

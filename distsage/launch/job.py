@@ -29,7 +29,7 @@ from distsage.launch.stage import stage_parts, staged_path
 from distsage.launch.watch.progress import State, Watched
 from distsage.launch.watch.ring import Ring
 from distsage.launch.world import World
-from distsage.partition.host_parts import HostParts
+from distsage.partitioning.host_parts import HostParts
 
 if TYPE_CHECKING:
     from distsage.launch.dgl.client import GraphStore

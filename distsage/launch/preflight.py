@@ -18,9 +18,9 @@ from distsage.config import JobOptions
 from distsage.errors import UserError
 from distsage.launch.ports import FIRST_PORT, LAST_PORT, listen
 from distsage.limits import SHARED_MEMORY, free_memory, free_shared_memory, human_bytes
-from distsage.partition.host_parts import HostParts
-from distsage.partition.kept_rows import cached_bytes, cached_gids, own_bytes
-from distsage.partition.manifest import NODE_DATA
+from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.kept_rows import cached_bytes, cached_gids, own_bytes
+from distsage.partitioning.manifest import NODE_DATA
 
 MPICH_SEGMENT = "mpich_shm_"
 # Clocks that differ by more make logs and time limits misleading; munge gives up at 300 s.

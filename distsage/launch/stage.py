@@ -18,8 +18,8 @@ from pathlib import Path
 
 from distsage.errors import UserError
 from distsage.limits import human_bytes
-from distsage.partition.host_parts import HostParts
-from distsage.partition.manifest import MANIFEST
+from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.manifest import MANIFEST
 
 _LOCK = ".lock"
 

@@ -12,7 +12,7 @@ from typing import Any
 from distsage.config import job_name
 from distsage.kernels.level import processor_name
 from distsage.limits import usable_cores
-from distsage.partition.manifest import Manifest
+from distsage.partitioning.manifest import Manifest
 from distsage.train.checkpoint import Origin
 
 SCHEMA = 1

@@ -27,8 +27,8 @@ from distsage.launch.preflight import versions
 from distsage.launch.watch import failure_note
 from distsage.model.backend import by_kernels, choose_device, description, set_threads
 from distsage.model.inference import infer
-from distsage.partition.parts import Parts
-from distsage.partition.verify import load_parts
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.verify import load_parts
 from distsage.sampling.batch import MiniBatch
 from distsage.sampling.sampler import Sampler
 from distsage.sampling.seeds import SeedPlan, Step

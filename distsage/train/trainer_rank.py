@@ -22,7 +22,7 @@ from distsage.launch.watch import failure_note
 from distsage.launch.watch.progress import Mark, State, Watched
 from distsage.limits import SHARED_MEMORY, free_memory
 from distsage.model.backend import by_kernels, description, set_threads
-from distsage.partition.kept_rows import cached_gids
+from distsage.partitioning.kept_rows import cached_gids
 from distsage.sampling.partitioned import PartitionedNeighbours, choose_topology
 from distsage.sampling.sampler import Neighbours, Sampler
 from distsage.sampling.seeds import SeedPlan

@@ -9,7 +9,7 @@ import pytest
 
 from distsage.data.csc import csc_from_edges
 from distsage.data.graph import Graph
-from distsage.partition.run import partition
+from distsage.partitioning.run import partition
 
 Partitioned = Callable[..., Path]
 

@@ -90,7 +90,7 @@ def slow_down() -> None:
     """In the rank, whose modules may not be imported before."""
     from distsage.launch import stage
     from distsage.launch.watch import progress
-    from distsage.partition import parts
+    from distsage.partitioning import parts
 
     if what == "files":
         stage.hashlib = parts.hashlib = SimpleNamespace(sha256=SlowDigest)  # type: ignore[assignment]

@@ -20,9 +20,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from distsage.data.graph import Graph
 from distsage.model.graphsage import GraphSAGE
-from distsage.partition.host_parts import HostParts
-from distsage.partition.parts import Parts
-from distsage.partition.verify import load_parts
+from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.verify import load_parts
 from distsage.sampling.seeds import SeedPlan
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900), pytest.mark.levels]

@@ -9,7 +9,7 @@ from conftest import Partitioned, planted
 from jobs import distsage, epochs, losses, mpirun, summary, train
 
 from distsage.data.graph import Graph
-from distsage.partition.parts import Parts
+from distsage.partitioning.parts import Parts
 
 pytestmark = pytest.mark.mpi
 

@@ -12,8 +12,8 @@ from jobs import Job, distsage, train_arguments
 from distsage import limits
 from distsage.config import TrainConfig
 from distsage.launch.preflight import shared_memory_need
-from distsage.partition.host_parts import HostParts
-from distsage.partition.parts import Parts
+from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.parts import Parts
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]
 

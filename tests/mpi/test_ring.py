@@ -16,8 +16,8 @@ from distsage.data.csc import csc_from_edges
 from distsage.data.graph import Graph
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
-from distsage.partition.parts import Parts
-from distsage.partition.verify import load_parts
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.verify import load_parts
 
 pytestmark = pytest.mark.mpi
 

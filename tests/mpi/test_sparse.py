@@ -10,8 +10,8 @@ from conftest import Partitioned, planted
 from jobs import epochs, losses, mpirun, summary, train
 
 from distsage.data.graph import Graph
-from distsage.partition.parts import Parts
-from distsage.partition.verify import load_parts
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.verify import load_parts
 from distsage.train.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(600)]

@@ -11,7 +11,7 @@ import pytest
 
 from distsage.data.csc import csc_from_edges
 from distsage.data.graph import Graph
-from distsage.partition.run import partition
+from distsage.partitioning.run import partition
 
 pytestmark = pytest.mark.mpi
 PROGRAM = Path(__file__).with_name("stock_dgl_program.py")

@@ -9,8 +9,8 @@ import scipy.sparse
 
 from distsage.data.csc import csc_from_edges
 from distsage.data.graph import Graph, Topology
-from distsage.partition.parts import Parts
-from distsage.partition.verify import verify
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.verify import verify
 
 
 def make_graph(src: np.ndarray, dst: np.ndarray, num_nodes: int, **changes: object) -> Graph:

@@ -21,8 +21,8 @@ from distsage.config import PartMethod
 from distsage.data.datasets import load_graph
 from distsage.files import atomic_file
 from distsage.limits import human_bytes
-from distsage.partition.assignment import assigner, choose
-from distsage.partition.attempts import Attempt, best_of, judged
+from distsage.partitioning.assignment import assigner, choose
+from distsage.partitioning.attempts import Attempt, best_of, judged
 
 _POLL_SECONDS = 0.01
 NUM_PARTS = 4
@@ -98,7 +98,7 @@ def assign(
             for child in psutil.Process().children():
                 with contextlib.suppress(psutil.Error):
                     # Until it is a partitioner, a child shows this process's own memory.
-                    if any("distsage.partition" in word for word in child.cmdline()):
+                    if any("distsage.partitioning" in word for word in child.cmdline()):
                         memory = child.memory_info()
                         peak = max(peak, memory.rss - memory.shared)
 

@@ -13,7 +13,7 @@ from distsage.config import TrainConfig, parse_fan_out
 from distsage.data.graph import Topology
 from distsage.files import atomic_file
 from distsage.kernels.rng import Purpose, stream_key
-from distsage.partition.parts import Parts
+from distsage.partitioning.parts import Parts
 from distsage.sampling.sampler import Sampler
 from distsage.sampling.seeds import SeedPlan
 

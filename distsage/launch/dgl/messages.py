@@ -15,8 +15,8 @@ from dgl.distributed import dist_graph, kvstore, role, rpc
 
 from distsage.data.sparse_rows import SparseRows
 from distsage.launch.roles import Assignment
-from distsage.partition.host_parts import HostParts
-from distsage.partition.manifest import NODE_TYPE
+from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.manifest import NODE_TYPE
 
 # DGL tells requests apart by number; this one is none of its own.
 _QUESTION_SERVICE = 730_001

@@ -38,8 +38,8 @@ from distsage.launch.dgl.messages import (
 )
 from distsage.launch.dgl.transport import Transport
 from distsage.limits import SHARED_MEMORY
-from distsage.partition.dgl_format import read_node_data
-from distsage.partition.manifest import EDGE_TYPE, NODE_TYPE
+from distsage.partitioning.dgl_format import read_node_data
+from distsage.partitioning.manifest import EDGE_TYPE, NODE_TYPE
 
 log = logging.getLogger(__name__)
 

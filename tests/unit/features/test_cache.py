@@ -12,8 +12,8 @@ from distsage.errors import UserError
 from distsage.features.cache import fill_cache, ranking_note
 from distsage.launch.preflight import sweep_leftovers
 from distsage.limits import SHARED_MEMORY
-from distsage.partition.parts import Parts
-from distsage.partition.run import partition
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.run import partition
 from tests.unit.partition_graphs import ring
 
 

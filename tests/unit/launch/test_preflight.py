@@ -14,10 +14,10 @@ from distsage.errors import UserError
 from distsage.launch import preflight
 from distsage.launch.stage import stage_parts, staged_path, sweep_staged
 from distsage.limits import SHARED_MEMORY
-from distsage.partition.host_parts import HostParts
-from distsage.partition.parts import Parts
-from distsage.partition.run import partition
-from distsage.partition.verify import verify
+from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.run import partition
+from distsage.partitioning.verify import verify
 from tests.unit.partition_graphs import ring
 
 

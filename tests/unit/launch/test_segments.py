@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from distsage.limits import SHARED_MEMORY
-from distsage.partition.parts import Parts
-from distsage.partition.run import partition
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.run import partition
 from tests.unit.partition_graphs import ring
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "segments_program.py"

@@ -8,10 +8,10 @@ import pytest
 from distsage.config import PartMethod
 from distsage.data.graph import Graph
 from distsage.errors import UserError
-from distsage.partition import assignment, own_process
-from distsage.partition.assignment import assigner, choose
-from distsage.partition.attempts import edge_cut
-from distsage.partition.reorder import Order
+from distsage.partitioning import assignment, own_process
+from distsage.partitioning.assignment import assigner, choose
+from distsage.partitioning.attempts import edge_cut
+from distsage.partitioning.reorder import Order
 from tests.unit.partition_graphs import communities, edges_of, make_graph, random_directed, ring
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distsage.partition.attempts import Attempt, best_of, edge_cut, judged
-from distsage.partition.parts import Parts
-from distsage.partition.run import partition
+from distsage.partitioning.attempts import Attempt, best_of, edge_cut, judged
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.run import partition
 from tests.unit.partition_graphs import communities, edges_of, random_directed, ring
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from distsage.errors import UserError
-from distsage.partition import estimate
-from distsage.partition.estimate import Needs
-from distsage.partition.run import partition
+from distsage.partitioning import estimate
+from distsage.partitioning.estimate import Needs
+from distsage.partitioning.run import partition
 from tests.unit.partition_graphs import communities, random_directed, ring
 
 GIB = 1 << 30

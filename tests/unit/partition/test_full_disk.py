@@ -15,8 +15,8 @@ import pytest
 from distsage.config import PartMethod
 from distsage.data.datasets import load_graph
 from distsage.errors import UserError
-from distsage.partition import dgl_format
-from distsage.partition.run import partition
+from distsage.partitioning import dgl_format
+from distsage.partitioning.run import partition
 from tests.unit.partition_graphs import random_directed
 
 

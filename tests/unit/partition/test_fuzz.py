@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsage.data.npy import ArrayError, map_array
-from distsage.partition.parts import Parts
-from distsage.partition.run import partition
-from distsage.partition.verify import verify
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.run import partition
+from distsage.partitioning.verify import verify
 from tests.unit.fuzzing import (
     altered_json,
     damaged,

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsage.errors import UserError
-from distsage.partition.host_parts import HostParts, deal_out
-from distsage.partition.part_order import order_parts
-from distsage.partition.parts import Parts
-from distsage.partition.ranking import rank_remote
-from distsage.partition.run import partition
-from distsage.partition.verify import load_parts
+from distsage.partitioning.host_parts import HostParts, deal_out
+from distsage.partitioning.part_order import order_parts
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.ranking import rank_remote
+from distsage.partitioning.run import partition
+from distsage.partitioning.verify import load_parts
 from tests.unit.partition_graphs import random_directed, ring
 
 

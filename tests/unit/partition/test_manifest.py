@@ -10,9 +10,9 @@ import pytest
 from distsage.data.encoding import Encoding
 from distsage.errors import UserError
 from distsage.launch.stage import stage_parts, staged_path, sweep_staged
-from distsage.partition.host_parts import HostParts
-from distsage.partition.parts import Parts
-from distsage.partition.run import partition
+from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.run import partition
 from tests.unit.partition_graphs import random_directed
 
 

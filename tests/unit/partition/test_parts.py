@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from distsage.errors import UserError
-from distsage.partition.attempts import Attempt
-from distsage.partition.manifest import MANIFEST
-from distsage.partition.parts import Parts
-from distsage.partition.quality import QualityReport
-from distsage.partition.run import partition
-from distsage.partition.verify import verify
+from distsage.partitioning.attempts import Attempt
+from distsage.partitioning.manifest import MANIFEST
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.quality import QualityReport
+from distsage.partitioning.run import partition
+from distsage.partitioning.verify import verify
 from tests.unit.partition_graphs import random_directed
 
 
@@ -50,8 +50,8 @@ def test_opens_by_directory_and_by_dgl_json(written: Path, monkeypatch: pytest.M
 
 def test_opening_imports_neither_dgl_nor_torch(written: Path) -> None:
     program = (
-        "import sys; from distsage.partition.parts import Parts; "
-        "from distsage.partition.verify import verify; "
+        "import sys; from distsage.partitioning.parts import Parts; "
+        "from distsage.partitioning.verify import verify; "
         "parts = Parts.open(sys.argv[1]); parts.topology(); parts.original_ids(); verify(parts); "
         "print({'dgl', 'torch', 'numba'} & set(sys.modules))"
     )

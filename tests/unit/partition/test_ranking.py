@@ -8,7 +8,7 @@ import pytest
 
 from distsage.data.csc import csc_from_edges
 from distsage.data.graph import Topology
-from distsage.partition.ranking import inclusion_probability, rank_remote
+from distsage.partitioning.ranking import inclusion_probability, rank_remote
 from tests.unit.partition_graphs import random_directed, ring
 
 

@@ -13,12 +13,12 @@ from distsage.config import PreflightConfig
 from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.launch import preflight
-from distsage.partition import estimate, storage
-from distsage.partition.host_parts import HostParts
-from distsage.partition.kept_rows import cached_bytes, cached_gids
-from distsage.partition.parts import Parts
-from distsage.partition.run import partition
-from distsage.partition.verify import load_parts, verify
+from distsage.partitioning import estimate, storage
+from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.kept_rows import cached_bytes, cached_gids
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.run import partition
+from distsage.partitioning.verify import load_parts, verify
 from tests.unit.partition_graphs import random_directed
 
 NODES, WIDTH = 60, 400

@@ -7,8 +7,8 @@ import pytest
 
 from distsage.data.graph import Topology
 from distsage.files import allocate
-from distsage.partition import undirected
-from distsage.partition.undirected import is_symmetric, read_undirected, undirected_file
+from distsage.partitioning import undirected
+from distsage.partitioning.undirected import is_symmetric, read_undirected, undirected_file
 from tests.unit.partition_graphs import communities, edges_of, make_graph, random_directed, ring
 
 GRAPHS = {

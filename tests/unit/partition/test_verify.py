@@ -10,10 +10,10 @@ import pytest
 
 from distsage.config import LocalConfig, PredictConfig
 from distsage.errors import UserError
-from distsage.partition.parts import Parts
-from distsage.partition.run import partition
-from distsage.partition.verify import load_parts, verify
-from distsage.predict.run import predict
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.run import partition
+from distsage.partitioning.verify import load_parts, verify
+from distsage.prediction.run import predict
 from distsage.train.local import train
 from tests.unit.partition_graphs import ring
 

@@ -13,9 +13,9 @@ import torch
 
 from distsage.data.graph import Graph
 from distsage.errors import UserError
-from distsage.partition import run
-from distsage.partition.parts import Parts
-from distsage.partition.run import partition
+from distsage.partitioning import run
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.run import partition
 from tests.unit.partition_graphs import check_parts, communities, make_graph, random_directed, ring
 
 

@@ -18,8 +18,8 @@ from distsage.errors import UserError
 from distsage.features.matrix import feature_rows
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
-from distsage.partition.run import partition
-from distsage.predict.run import predict
+from distsage.partitioning.run import partition
+from distsage.prediction.run import predict
 from distsage.train.local import train, without_edges
 from distsage.train.run_directory import RunDirectory
 from distsage.train.tensor_file import read_tensors, write_tensors

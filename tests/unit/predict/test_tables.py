@@ -10,7 +10,7 @@ from distsage.cli import main
 from distsage.config import LocalConfig, PredictConfig
 from distsage.data.datasets import load_graph
 from distsage.errors import UserError
-from distsage.predict.run import predict
+from distsage.prediction.run import predict
 from distsage.train import local
 from distsage.train.run_directory import RunDirectory
 from distsage.train.tensor_file import read_tensors, write_tensors

@@ -16,8 +16,8 @@ from distsage.launch.dgl.messages import DGLJob
 from distsage.launch.dgl.patches import install
 from distsage.launch.roles import Assignment
 from distsage.limits import SHARED_MEMORY
-from distsage.partition.host_parts import HostParts
-from distsage.partition.parts import Parts
+from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.parts import Parts
 
 parts_dir, prefix, what = sys.argv[1:]
 parts = HostParts.deal(Parts.open(Path(parts_dir)), ["a", "b"])

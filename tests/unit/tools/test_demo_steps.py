@@ -12,7 +12,7 @@ import pytest
 
 from distsage.config import LocalConfig, TrainConfig
 from distsage.errors import UserError
-from distsage.partition.run import partition
+from distsage.partitioning.run import partition
 from distsage.train.run_directory import RunDirectory
 from tests.unit.partition_graphs import ring
 from tools import demo

@@ -17,7 +17,7 @@ from distsage.cli import main
 from distsage.config import LocalConfig
 from distsage.errors import UserError
 from distsage.model.graphsage import GraphSAGE
-from distsage.partition.run import partition
+from distsage.partitioning.run import partition
 from distsage.train.checkpoint import Checkpoint, weights_of
 from distsage.train.run_directory import RunDirectory
 from tests.unit.partition_graphs import random_directed

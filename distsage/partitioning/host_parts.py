@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from distsage.errors import UserError
-from distsage.partition.manifest import Manifest
-from distsage.partition.parts import Parts, SparseArrays
+from distsage.partitioning.manifest import Manifest
+from distsage.partitioning.parts import Parts, SparseArrays
 
 
 @dataclass(frozen=True)

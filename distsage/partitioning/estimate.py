@@ -8,8 +8,8 @@ import numpy as np
 from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
 from distsage.limits import free_disk, free_memory, human_bytes
-from distsage.partition.kaminpar import context_for
-from distsage.partition.storage import storage_of
+from distsage.partitioning.kaminpar import context_for
+from distsage.partitioning.storage import storage_of
 
 # Measured with DGL 1.1.3 on graphs of 6, 17 and 125 million edges (Linux, x86-64): the METIS
 # process peaked at 0.96, 1.13 and 5.79 GiB; these figures say 0.98, 1.20 and 5.88.
@@ -45,7 +45,7 @@ def estimate(graph: Graph, num_parts: int, method: str, num_trainers_per_host: i
         graph: to be split.
         num_parts: into so many.
         method: of a `Choice`.
-        num_trainers_per_host: see `distsage.partition.run.partition`.
+        num_trainers_per_host: see `distsage.partitioning.run.partition`.
     """
     nodes, edges = graph.num_nodes, graph.topology.num_edges
     index = graph.topology.indices.itemsize

@@ -17,10 +17,10 @@ from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
 from distsage.files import atomic_directory, explain_write_errors, write_json
 from distsage.limits import human_bytes
-from distsage.partition import estimate
-from distsage.partition.assignment import Choice, assigner, choose
-from distsage.partition.attempts import Attempt, best_of, judged
-from distsage.partition.manifest import (
+from distsage.partitioning import estimate
+from distsage.partitioning.assignment import Choice, assigner, choose
+from distsage.partitioning.attempts import Attempt, best_of, judged
+from distsage.partitioning.manifest import (
     CACHE_PROBABILITY,
     CACHE_RANKING,
     COUNTS,
@@ -36,12 +36,12 @@ from distsage.partition.manifest import (
     Part,
     file_names,
 )
-from distsage.partition.part_order import order_parts
-from distsage.partition.parts import sha256
-from distsage.partition.quality import QualityReport
-from distsage.partition.ranking import rank_remote
-from distsage.partition.reorder import Order, part_topology
-from distsage.partition.storage import storage_of, write_numbers
+from distsage.partitioning.part_order import order_parts
+from distsage.partitioning.parts import sha256
+from distsage.partitioning.quality import QualityReport
+from distsage.partitioning.ranking import rank_remote
+from distsage.partitioning.reorder import Order, part_topology
+from distsage.partitioning.storage import storage_of, write_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def _write_parts(
     directory: Path,
 ) -> list[Part]:
     """Write the topology, the original ids and the parts, one part at a time."""
-    from distsage.partition.dgl_format import write_config, write_node_data, write_part
+    from distsage.partitioning.dgl_format import write_config, write_node_data, write_part
 
     (directory / INDPTR).parent.mkdir()
     num_edges = graph.topology.num_edges

@@ -19,7 +19,7 @@ import scipy.sparse
 from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.files import read_json, write_json
-from distsage.partition.parts import Parts
+from distsage.partitioning.parts import Parts
 
 
 def verify(

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from distsage.limits import human_bytes
-from distsage.partition.attempts import Attempt
-from distsage.partition.manifest import Manifest, Part
-from distsage.partition.ranking import mean_remote_rows
+from distsage.partitioning.attempts import Attempt
+from distsage.partitioning.manifest import Manifest, Part
+from distsage.partitioning.ranking import mean_remote_rows
 
 
 @dataclass(frozen=True)

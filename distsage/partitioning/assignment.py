@@ -11,10 +11,10 @@ import numpy as np
 from distsage.config import PartMethod
 from distsage.data.graph import Graph
 from distsage.errors import UserError
-from distsage.partition.kaminpar import run_kaminpar
-from distsage.partition.metis import balanced_quantities, run_metis
-from distsage.partition.own_assignment import read_assignment
-from distsage.partition.undirected import undirected_file
+from distsage.partitioning.kaminpar import run_kaminpar
+from distsage.partitioning.metis import balanced_quantities, run_metis
+from distsage.partitioning.own_assignment import read_assignment
+from distsage.partitioning.undirected import undirected_file
 
 _NAMES = {"kaminpar": "KaMinPar", "metis": "METIS", "random": "at random"}
 

@@ -1,6 +1,6 @@
 """METIS, as DGL ships it. Runs on the login host, in a process of its own.
 
-`python -m distsage.partition.metis` is that process. It is needed for the result to repeat, too:
+`python -m distsage.partitioning.metis` is that process. It is needed for the result to repeat, too:
 DGL's build reads memory that it never set, so the same call gives other parts later in the same
 process. `_REPEATABLE` makes all fresh memory zero, which ends that.
 """
@@ -12,8 +12,8 @@ import numpy as np
 
 from distsage.data.graph import Graph
 from distsage.errors import UserError
-from distsage.partition.own_process import run_partitioner
-from distsage.partition.undirected import read_undirected
+from distsage.partitioning.own_process import run_partitioner
+from distsage.partitioning.undirected import read_undirected
 
 _REPEATABLE = {
     # The complement of `perturb` fills what malloc returns, unless it comes from a thread's cache.
@@ -92,7 +92,7 @@ def run_metis(
             arguments.append(str(weights_path))
         return run_partitioner(
             "METIS",
-            "distsage.partition.metis",
+            "distsage.partitioning.metis",
             arguments,
             num_nodes=num_nodes,
             scratch=scratch,

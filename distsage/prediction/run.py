@@ -24,7 +24,7 @@ from distsage.files import atomic_file
 from distsage.model.backend import set_threads
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
-from distsage.partition.verify import load_parts
+from distsage.partitioning.verify import load_parts
 from distsage.train.local import without_edges
 from distsage.train.run_directory import RunDirectory
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from distsage.config import JobOptions
-from distsage.partition.host_parts import HostParts
-from distsage.partition.manifest import Manifest
+from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.manifest import Manifest
 
 _TYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _COLUMN_BYTES, _BOUND_BYTES = 4, 8

@@ -1,14 +1,14 @@
 """Which number each part gets: consecutive ones belong together. Runs on the login host.
 
 A job of fewer hosts than parts gives each host a run of consecutive parts
-(`distsage.partition.host_parts`), so parts with many edges between them should stand side by side.
+(`distsage.partitioning.host_parts`), so parts with many edges between them should stand together.
 """
 
 import numpy as np
 
 from distsage.data.graph import Topology
 from distsage.kernels.compiled import compiled
-from distsage.partition.host_parts import deal_out
+from distsage.partitioning.host_parts import deal_out
 
 _MOST_PARTS = 512
 """More stay as the partitioner numbers them: the time grows with their cube."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distsage.partition.own_process import run_partitioner
+from distsage.partitioning.own_process import run_partitioner
 
 # No part may have more than this share of nodes above the mean.
 IMBALANCE = 0.03
@@ -42,7 +42,7 @@ def run_kaminpar(
     """
     return run_partitioner(
         "KaMinPar",
-        "distsage.partition.kaminpar",
+        "distsage.partitioning.kaminpar",
         [str(undirected), str(num_parts), str(seed)],
         num_nodes=num_nodes,
         scratch=scratch,

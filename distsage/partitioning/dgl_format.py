@@ -19,7 +19,7 @@ import torch
 from dgl.data.utils import load_tensors, save_tensors
 
 from distsage.data.graph import Topology
-from distsage.partition.manifest import NODE_DATA, NODE_TYPE, dgl_config
+from distsage.partitioning.manifest import NODE_DATA, NODE_TYPE, dgl_config
 
 
 def write_part(

@@ -21,7 +21,7 @@ from distsage.data.npy import ArrayError, map_array
 from distsage.data.validate import MASKS
 from distsage.errors import UserError
 from distsage.files import read_json
-from distsage.partition.manifest import (
+from distsage.partitioning.manifest import (
     CACHE_PROBABILITY,
     CACHE_RANKING,
     COLUMNS,
@@ -199,7 +199,7 @@ class Parts:
             UserError: the file is missing, does not have the manifest's size, or holds other rows
                 than the manifest says.
         """
-        from distsage.partition.dgl_format import read_node_data
+        from distsage.partitioning.dgl_format import read_node_data
 
         name = f"part{part}/{NODE_DATA}"
         self._check_size(name)

@@ -8,7 +8,7 @@ import numpy as np
 
 from distsage.data.graph import Graph, Topology
 from distsage.kernels.compiled import compiled
-from distsage.partition.ranking import inclusion_probability, mean_remote_rows
+from distsage.partitioning.ranking import inclusion_probability, mean_remote_rows
 
 logger = logging.getLogger(__name__)
 

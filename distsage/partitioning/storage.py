@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse
 
 from distsage.data.graph import Graph
-from distsage.partition.manifest import (
+from distsage.partitioning.manifest import (
     COLUMNS,
     DENSE_BOUND_BYTES,
     VALUES,
