@@ -234,15 +234,15 @@ def _local(arguments: Sequence[str]) -> None:
 def _predict(arguments: Sequence[str]) -> None:
     config = parse(PredictConfig, "predict", arguments)
     level.hold_to(level.chosen())
-    from distsage.prediction.run import predict
+    from distsage.prediction.run import write_predictions
 
-    predict(config)
+    write_predictions(config)
 
 
 def _report(arguments: Sequence[str]) -> None:
     config = parse(ReportConfig, "report", arguments)
     from distsage.report.html import write_report
-    from distsage.report.records import read_run
+    from distsage.train.records import read_run
 
     write_report([read_run(path) for path in config.runs], config.output)
     print(f"written to {config.output}")
@@ -250,8 +250,8 @@ def _report(arguments: Sequence[str]) -> None:
 
 def _runs(arguments: Sequence[str]) -> None:
     config = parse(RunsConfig, "runs", arguments)
-    from distsage.report.records import find_runs
     from distsage.report.text import list_runs
+    from distsage.train.records import find_runs
 
     show(list_runs(find_runs(config.directory)))
 

@@ -17,6 +17,9 @@ POSITIONAL = {"positional": True}
 """Metadata of a field that a command takes without an option's name."""
 PartMethod = Literal["auto", "kaminpar", "metis", "random"]
 
+IN_MEMORY = ":memory:"
+"""The dataset of a run on a graph that Python code gave it; no file or dataset has this name."""
+
 
 def parse_fan_out(text: str) -> tuple[int, ...]:
     """Read `"10,25"` as (10, 25): one number per layer, input layer first, -1 for all neighbours.

@@ -3,10 +3,10 @@
 Imports DGL only where the data lie in DGL's files.
 """
 
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from distsage.config import PredictConfig, ReadingOptions
+from distsage.config import IN_MEMORY, PredictConfig, ReadingOptions
 from distsage.data.encoding import Encoding, disagreement
 from distsage.data.graph import Graph
 from distsage.errors import UserError
@@ -32,49 +32,100 @@ from distsage.train.run_directory import RunDirectory
 _TABLE_ROWS = 1 << 18
 
 
-def predict(config: PredictConfig) -> None:
+What = Literal["probabilities", "embeddings"]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model of a run's best validation epoch.
+
+    Attributes:
+        run_dir: of the run.
+        network: the model itself, in evaluation mode, on the CPU; takes batches, not graphs.
+        description: what the run says of it: `model` (its widths), `task`, `graph` (a name),
+            `epoch`, `val` (its scores), `config` (every option of the run).
+    """
+
+    run_dir: Path
+    network: GraphSAGE
+    description: Mapping[str, Any]
+
+
+def load_model(run_dir: Path | str) -> TrainedModel:
+    """Read the model that a run of `train`, `local` or `distsage.train_local` left behind.
+
+    Raises:
+        UserError: there is no such run, or its model is damaged.
+    """
+    run_dir = Path(run_dir)
+    description, weights = RunDirectory(run_dir).load_model()
+    try:
+        network = GraphSAGE(**description["model"])
+        network.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"the model in {run_dir} is damaged: its weights are not those that it describes; "
+            "train again"
+        ) from error
+    return TrainedModel(run_dir, network.eval(), description)
+
+
+def predict(model: TrainedModel, graph: Graph, what: What = "probabilities") -> np.ndarray:
+    """Apply a model to all nodes of a graph, from whole neighbourhoods as in an evaluation.
+
+    Computes on the CPU; holds two layers' rows of all nodes.
+
+    Args:
+        model: of a run on this graph, or on another with the same features and classes.
+        graph: its labels and masks do not matter.
+        what: class probabilities, or the input of the last layer.
+
+    Returns:
+        float32 `[N, C]` or, for embeddings, `[N, H]`. Row v is of node v, whose name in the data is
+        `graph.original_ids[v]`. Probabilities of a node add up to 1, except where nodes have
+        several labels.
+
+    Raises:
+        UserError: the graph has other features or classes than the model.
+    """
+    set_threads(torch.device("cpu"))
+    network, description = model.network, model.description
+    for counted, trained, found in (
+        ("features", network.shape["in_features"], graph.num_features),
+        ("classes", network.shape["num_classes"], graph.num_classes),
+    ):
+        if trained != found:
+            raise UserError(
+                f"the model in {model.run_dir} was trained on {trained} {counted} but the graph "
+                f"{graph.name} has {found}; name the graph that it was trained on"
+            )
+    topology = graph.topology
+    if description["config"].get("ignore_edges"):
+        topology = without_edges(topology)
+    last = network.shape["num_layers"] - (what == "embeddings")
+    values = infer(network, topology, feature_rows(graph.features), num_layers=last)
+    if what == "probabilities":
+        values = _probabilities(values, multilabel=description["task"] == "multilabel")
+    return values.numpy()
+
+
+def write_predictions(config: PredictConfig) -> None:
     """Rebuild a run's model, apply it to all nodes and write the result; the file appears whole.
 
-    The neighbourhoods are whole, as in an evaluation; the rows are in the order of the original
-    ids. Computes on the CPU; holds two layers' rows of all nodes.
+    The rows are in the order of the original ids.
 
     Raises:
         UserError: there is no such run, its graph is not to be found or does not fit its model, or
             the output cannot be written.
     """
     _check_output(config.output)
-    set_threads(torch.device("cpu"))
-    description, weights = RunDirectory(config.run_dir).load_model()
-    try:
-        model = GraphSAGE(**description["model"])
-        model.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"the model in {config.run_dir} is damaged: its weights are not those that it "
-            "describes; train again"
-        ) from error
-    model.eval()
-    graph = _load_graph(config, description)
-    for what, trained, found in (
-        ("features", model.shape["in_features"], graph.num_features),
-        ("classes", model.shape["num_classes"], graph.num_classes),
-    ):
-        if trained != found:
-            raise UserError(
-                f"the model in {config.run_dir} was trained on {trained} {what} but the graph "
-                f"{graph.name} has {found}; name the graph that it was trained on"
-            )
-    topology = graph.topology
-    if description["config"].get("ignore_edges"):
-        topology = without_edges(topology)
-    last = model.shape["num_layers"] - (config.what == "embeddings")
-    values = infer(model, topology, feature_rows(graph.features), num_layers=last)
-    if config.what == "probabilities":
-        values = _probabilities(values, multilabel=description["task"] == "multilabel")
+    model = load_model(config.run_dir)
+    graph = _load_graph(config, model.description)
+    values = predict(model, graph, config.what)
     ids = np.arange(graph.num_nodes) if graph.original_ids is None else graph.original_ids
     order = np.argsort(ids, kind="stable")
     try:
-        _write(config.output, np.asarray(ids)[order], values.numpy()[order], config.what[0])
+        _write(config.output, np.asarray(ids)[order], values[order], config.what[0])
     except OSError as error:
         raise UserError(f"cannot write --output {config.output}: {error.strerror}") from error
     print(f"{config.what} of {graph.num_nodes:,} nodes written to {config.output}")
@@ -88,7 +139,7 @@ def _check_output(path: Path) -> None:
         raise UserError(f"--output {path}: there is no directory {path.parent}; make it first")
 
 
-def _load_graph(config: PredictConfig, description: dict[str, Any]) -> Graph:
+def _load_graph(config: PredictConfig, description: Mapping[str, Any]) -> Graph:
     """The graph that the run was trained on, or one like it, read as the run read it.
 
     Args:
@@ -96,6 +147,11 @@ def _load_graph(config: PredictConfig, description: dict[str, Any]) -> Graph:
         description: what the run's model file says beside the weights.
     """
     trained = description["config"]
+    if trained.get("dataset") == IN_MEMORY:
+        raise UserError(
+            f"the model in {config.run_dir} was trained on a graph in memory; in Python, give that "
+            "graph to distsage.predict"
+        )
     saved = description.get("encoding")
     encoding = None if saved is None else Encoding.from_json(saved)
     parts, dataset = config.parts, config.dataset

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from distsage.limits import human_bytes
-from distsage.report.records import Run
+from distsage.train.records import Run
 
 PHASES = {
     "wait_seconds": "waiting for batches",

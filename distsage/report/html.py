@@ -11,7 +11,7 @@ from markupsafe import Markup
 from distsage import __version__
 from distsage.files import atomic_file, explain_write_errors
 from distsage.report.figures import sections
-from distsage.report.records import Run
+from distsage.train.records import Run
 
 _CHARTS = "echarts-6.0.0.min.js"
 

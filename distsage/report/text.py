@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from distsage.limits import human_bytes
 from distsage.report.figures import differing_options, host_names, moment, seconds
-from distsage.report.records import Run
+from distsage.train.records import Run
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distsage.report.figures import seconds
-from distsage.report.records import Run, read_run
 from distsage.report.text import host_table
+from distsage.train.records import Run, read_run
 
 _REFRESH_SECONDS = 2.0
 _BLOCKS = "▁▂▃▄▅▆▇█"

@@ -5,18 +5,20 @@ Runs on one machine. Imports DGL only where the data lie in DGL's files.
 
 import hashlib
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from distsage.config import LocalConfig, job_name
+from distsage.config import IN_MEMORY, LocalConfig, ReadingOptions, job_name
 from distsage.data.graph import Graph, Topology
+from distsage.errors import UserError
 from distsage.features.choice import BatchCounts, InputChoice, choose_input_layer
 from distsage.features.matrix import dense_table, sparse_rows
 from distsage.features.resident import keep_on_gpu
@@ -40,6 +42,7 @@ from distsage.train.evaluation import score_masks
 from distsage.train.feeding import pinned
 from distsage.train.loop import Trainer, new_model
 from distsage.train.metrics import Scores
+from distsage.train.records import Run, read_run
 from distsage.train.resumption import StopWanted, begin_run, find_resumption, stopped_sentence
 from distsage.train.run_directory import note_failure, plain
 from distsage.train.saver import Saver
@@ -84,10 +87,68 @@ class _EpochSteps:
         return self._plan.steps(*self._steps)
 
 
-def train(config: LocalConfig) -> dict[str, Any] | None:
+def train_local(
+    graph: Graph | str | Path,
+    run_dir: str | Path,
+    *,
+    num_epochs: int = LocalConfig.num_epochs,
+    fan_out: Sequence[int] = (10, 25),
+    batch_size: int = LocalConfig.batch_size,
+    num_hidden: int = LocalConfig.num_hidden,
+    lr: float = LocalConfig.lr,
+    seed: int = LocalConfig.seed,
+    **options: Any,
+) -> Run:
+    """Train GraphSAGE on this machine, as `distsage local` does, and return what the run recorded.
+
+    Prints its progress; blocks until the run is over. Runs in the main thread only, since it takes
+    signals: SIGTERM, SIGUSR1 and SIGUSR2 have it stop at the next step, with a checkpoint.
+
+    Args:
+        graph: a graph in memory, or a dataset by name or path, as `distsage.load_graph` takes it.
+        run_dir: the directory for records, checkpoints and the model. Files of an earlier run in it
+            move aside.
+        num_epochs: passes over the train nodes.
+        fan_out: neighbours sampled per layer, input layer first; -1 takes all.
+        batch_size: seed nodes per step, at most.
+        num_hidden: width of the hidden layers, H.
+        lr: learning rate of Adam.
+        seed: everything drawn at random derives from it.
+        options: any other option of `distsage local`, by its name with `_` for `-`. Those that say
+            how a dataset is read go with a name or path only.
+
+    Raises:
+        UserError: the data or an option are not what they should be.
+        TypeError: there is no such option.
+        SystemExit: it was asked to stop, and has.
+    """
+    given = graph if isinstance(graph, Graph) else None
+    reading = [field.name for field in fields(ReadingOptions) if field.name in options]
+    if given is not None and reading:
+        raise UserError(f"a graph in memory takes no {', '.join(reading)}: it has been read")
+    config = LocalConfig(
+        dataset=str(graph) if given is None else IN_MEMORY,
+        run_dir=Path(run_dir),
+        num_epochs=num_epochs,
+        fan_out=",".join(map(str, fan_out)),
+        batch_size=batch_size,
+        num_hidden=num_hidden,
+        lr=lr,
+        seed=seed,
+        **options,
+    )
+    train(config, given)
+    return read_run(run_dir)
+
+
+def train(config: LocalConfig, graph: Graph | None = None) -> dict[str, Any] | None:
     """Train on this machine and write the run directory.
 
     SIGTERM, SIGUSR1 and SIGUSR2 have it stop at the next step, with a checkpoint.
+
+    Args:
+        config: every option.
+        graph: to train on; left out, the one that the options name.
 
     Returns:
         The summary; None if the run was finished before.
@@ -99,7 +160,7 @@ def train(config: LocalConfig) -> dict[str, Any] | None:
     device = choose_device(config.device)
     set_threads(device)
     with _stop_signals() as asked:
-        graph, edge_cut = load(config)
+        graph, edge_cut = load(config) if graph is None else (graph, 0)
         with own_directory(config.run_dir, f"job {job_name()}", "--run-dir"):
             return _train(config, device, graph, edge_cut, StopWanted(asked))
 

@@ -10,7 +10,7 @@ import safetensors.numpy
 from conftest import Partitioned, planted
 from jobs import MPIS, Job, losses, mpirun, train, train_arguments
 
-from distsage.report.records import read_run
+from distsage.train.records import read_run
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]
 

@@ -18,7 +18,7 @@ from jobs import (
     train_arguments,
 )
 
-from distsage.report.records import read_run
+from distsage.train.records import read_run
 from tests.unit.report.schema import strangers
 
 # Several jobs a test, perhaps on a busy machine.

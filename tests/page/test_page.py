@@ -9,7 +9,7 @@ import pytest
 from browser import Browser
 
 from distsage.report.html import write_report
-from distsage.report.records import Run, read_run
+from distsage.train.records import Run, read_run
 
 RUN = Path(__file__).with_name("run")  # of two hosts, as `distsage train` wrote it
 AXE = Path(__file__).parents[2] / ".page" / "axe.min.js"

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import nbformat
 import pytest
 import yaml
+from jupyter_client import KernelManager
+from nbclient import NotebookClient
 
+import distsage
 from distsage.config import DEFAULT_CACHE_RATIO, POSITIONAL, TrainConfig
 from distsage.parser import CONFIGS
 
@@ -247,3 +251,16 @@ def test_every_message_is_one_of_the_code() -> None:
             assert piece in words, (message, piece)
             checked += 1
     assert checked >= 100
+
+
+def test_the_notebook_runs() -> None:
+    """Every cell, in a kernel of its own. What it prints may differ in seconds."""
+    notebook = nbformat.read(ROOT / "docs/library.ipynb", as_version=4)
+    kernel = KernelManager(kernel_name="python3", transport="ipc")
+    here = {"metadata": {"path": str(ROOT)}}
+    NotebookClient(notebook, km=kernel, timeout=300, startup_timeout=120, resources=here).execute()
+    named = {
+        name for cell in notebook.cells for name in re.findall(r"distsage\.(\w+)\(", cell.source)
+    }
+    functions = {name for name in distsage.__all__ if name.islower()}
+    assert functions <= named

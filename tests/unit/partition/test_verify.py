@@ -13,7 +13,7 @@ from distsage.errors import UserError
 from distsage.partitioning.parts import Parts
 from distsage.partitioning.run import partition
 from distsage.partitioning.verify import load_parts, verify
-from distsage.prediction.run import predict
+from distsage.prediction.run import write_predictions
 from distsage.train.local import train
 from tests.unit.partition_graphs import ring
 
@@ -142,7 +142,7 @@ def test_no_command_uses_a_changed_file(parts, tmp_path, name):
     content[-3] ^= 0x40
     path.write_bytes(content)
     refused = [
-        lambda: predict(PredictConfig(tmp_path / "run", tmp_path / "out.npz")),
+        lambda: write_predictions(PredictConfig(tmp_path / "run", tmp_path / "out.npz")),
         lambda: train(LocalConfig(parts=parts.path, run_dir=tmp_path / "run2", **options)),
         lambda: load_parts(parts.path),
     ]

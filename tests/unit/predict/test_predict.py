@@ -19,7 +19,7 @@ from distsage.features.matrix import feature_rows
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
 from distsage.partitioning.run import partition
-from distsage.prediction.run import predict
+from distsage.prediction.run import write_predictions
 from distsage.train.local import train, without_edges
 from distsage.train.run_directory import RunDirectory
 from distsage.train.tensor_file import read_tensors, write_tensors
@@ -91,7 +91,7 @@ def test_parts_give_back_every_node_under_its_original_id(kind, suffix, tmp_path
     names = np.arange(N) if ids is None else ids
     for what, values in expected.items():
         output = tmp_path / f"{what}{suffix}"
-        predict(PredictConfig(run_dir=tmp_path / "run", output=output, what=what))
+        write_predictions(PredictConfig(run_dir=tmp_path / "run", output=output, what=what))
         found_ids, found, columns = read(output)
         order = np.argsort(names)
         assert (
@@ -110,7 +110,7 @@ def test_several_labels_per_node_have_probabilities_of_their_own(tmp_path):
     partition(graph, 2, tmp_path / "parts", method="random")
     config = TrainConfig(conf_file=tmp_path / "parts" / "small.json")
     model = write_run(tmp_path / "run", graph, config)
-    predict(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "p.npz"))
+    write_predictions(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "p.npz"))
     logits = infer(model, graph.topology, feature_rows(graph.features)).double().numpy()
     expected = 1 / (1 + np.exp(-logits))
     np.testing.assert_allclose(read(tmp_path / "p.npz")[1], expected, atol=1e-5)
@@ -132,7 +132,7 @@ def test_a_local_runs_predictions_have_its_test_accuracy(ignore_edges, tmp_path)
         ignore_edges=ignore_edges,
     )
     train(config)
-    predict(PredictConfig(run_dir=config.run_dir, output=tmp_path / "p.npz"))
+    write_predictions(PredictConfig(run_dir=config.run_dir, output=tmp_path / "p.npz"))
     ids, probabilities, _ = read(tmp_path / "p.npz")
     graph = load_graph("synthetic:1500:8", split="0.5/0.2/0.2", seed=4)
     assert ids.tolist() == list(range(1500))
@@ -153,15 +153,19 @@ def test_parts_and_datasets_that_have_moved(tmp_path):
     graph = random_directed(N, 400)
     partition(graph, 2, tmp_path / "parts", method="random")
     write_run(tmp_path / "run", graph, TrainConfig(parts=tmp_path / "parts"))
-    predict(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "before.csv"))
+    write_predictions(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "before.csv"))
     shutil.move(tmp_path / "parts", tmp_path / "moved")
     with pytest.raises(UserError, match="name where they lie now with --parts"):
-        predict(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "after.csv"))
+        write_predictions(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "after.csv"))
     moved = {"parts": tmp_path / "moved"}
-    predict(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "after.csv", **moved))
+    write_predictions(
+        PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "after.csv", **moved)
+    )
     assert (tmp_path / "before.csv").read_bytes() == (tmp_path / "after.csv").read_bytes()
     with pytest.raises(UserError, match="not on a dataset"):
-        predict(PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "x.csv", dataset="cora"))
+        write_predictions(
+            PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "x.csv", dataset="cora")
+        )
 
     source = np.stack([np.repeat(np.arange(N), 2), (np.arange(2 * N) * 7) % N])
     for name in ("old.npz", "new.npz"):
@@ -178,12 +182,12 @@ def test_parts_and_datasets_that_have_moved(tmp_path):
         )
     config = LocalConfig(dataset=str(tmp_path / "old.npz"), dataset_root=tmp_path)
     write_run(tmp_path / "local", graph, config)
-    predict(PredictConfig(run_dir=tmp_path / "local", output=tmp_path / "old.csv"))
+    write_predictions(PredictConfig(run_dir=tmp_path / "local", output=tmp_path / "old.csv"))
     (tmp_path / "old.npz").unlink()
     with pytest.raises(UserError, match="there is no file or directory"):
-        predict(PredictConfig(run_dir=tmp_path / "local", output=tmp_path / "new.csv"))
+        write_predictions(PredictConfig(run_dir=tmp_path / "local", output=tmp_path / "new.csv"))
     new = {"dataset": str(tmp_path / "new.npz")}
-    predict(PredictConfig(run_dir=tmp_path / "local", output=tmp_path / "new.csv", **new))
+    write_predictions(PredictConfig(run_dir=tmp_path / "local", output=tmp_path / "new.csv", **new))
     assert (tmp_path / "old.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
 
 
@@ -202,7 +206,7 @@ def test_a_model_of_another_graph_is_refused(trained, changes):
     what = "features" if "in_features" in changes else "classes"
     number = next(iter(changes.values()))
     with pytest.raises(UserError, match=f"was trained on {number} {what} but the graph small has"):
-        predict(PredictConfig(run_dir=trained / "other", output=trained / "p.csv"))
+        write_predictions(PredictConfig(run_dir=trained / "other", output=trained / "p.csv"))
     assert not (trained / "p.csv").exists()
 
 
@@ -235,7 +239,7 @@ def exchange_the_model(run: Path) -> None:
 def test_runs_that_cannot_be_used(trained, damage, sentence):
     damage(trained / "run")
     with pytest.raises(UserError, match=sentence):
-        predict(PredictConfig(run_dir=trained / "run", output=trained / "p.csv"))
+        write_predictions(PredictConfig(run_dir=trained / "run", output=trained / "p.csv"))
 
 
 def test_outputs_that_cannot_be_written(trained, capsys):
@@ -255,7 +259,7 @@ def test_outputs_that_cannot_be_written(trained, capsys):
 
 def test_a_full_disk_leaves_the_older_file(trained, monkeypatch):
     output = trained / "p.parquet"
-    predict(PredictConfig(run_dir=trained / "run", output=output))
+    write_predictions(PredictConfig(run_dir=trained / "run", output=output))
     before = output.read_bytes()
 
     def full(*_: object) -> None:
@@ -263,7 +267,7 @@ def test_a_full_disk_leaves_the_older_file(trained, monkeypatch):
 
     monkeypatch.setattr(pyarrow.parquet.ParquetWriter, "write_batch", full)
     with pytest.raises(UserError, match="No space left on device"):
-        predict(PredictConfig(run_dir=trained / "run", output=output, what="embeddings"))
+        write_predictions(PredictConfig(run_dir=trained / "run", output=output, what="embeddings"))
     assert output.read_bytes() == before
     assert not list(trained.glob(".*"))
 

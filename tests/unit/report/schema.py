@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from distsage.report.records import Run
+from distsage.train.records import Run
 
 PAGE = Path(__file__).parents[3] / "docs" / "run-directory.md"
 EVENTS = {

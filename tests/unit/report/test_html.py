@@ -9,7 +9,7 @@ import pytest
 
 from distsage.cli import main
 from distsage.report.figures import sections
-from distsage.report.records import read_run
+from distsage.train.records import read_run
 from tests.unit.report.schema import strangers
 
 # Of two hosts; `distsage train` wrote it with schema 1.

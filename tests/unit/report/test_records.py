@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from distsage.errors import UserError
-from distsage.report.records import find_runs, read_run
 from distsage.train.about import SCHEMA
+from distsage.train.records import find_runs, read_run
 from distsage.train.usage import waits_for
 from tests.unit.report.schema import strangers
 

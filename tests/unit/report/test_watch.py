@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from distsage.cli import main
-from distsage.report.records import read_run
 from distsage.report.text import list_runs
 from distsage.report.watch import curve, watch
+from distsage.train.records import read_run
 
 EXAMPLE = Path(__file__).parents[2] / "page" / "run"
 

@@ -1,10 +1,10 @@
-"""Reads what runs have written. Runs on the login host; imports nothing heavy."""
+"""What runs have recorded, read back. Runs anywhere; imports nothing heavy."""
 
 import json
 import stat
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Run:
     progress: Mapping[str, Any]
     summary: Mapping[str, Any]
     failure: str | None
-    read_at: float
+    read_at: float = field(compare=False)
 
     @property
     def name(self) -> str:
@@ -94,12 +94,13 @@ class Run:
         return None
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path | str) -> Run:
     """Read a run directory, of a run that is over or that still runs.
 
     Raises:
         UserError: it is none, is damaged, or was written by a newer distsage.
     """
+    path = Path(path)
     config_file = path / "config.yaml"
     if not config_file.is_file():
         raise UserError(f"{path} is no run directory: it has no config.yaml")
