@@ -11,8 +11,8 @@ TESTS := tests/unit tests/mpi
 # A worker that dies of a signal ends the run; xdist 3.8 can wait for ever for one in its place.
 TWO_AT_A_TIME := -n 2 --dist loadfile --max-worker-restart=0
 
-.PHONY: help install mpis demo partition local submit test test-page check format cluster-up cluster-down \
-	test-cluster chaos bench bench-quick accuracy
+.PHONY: help install mpis demo partition local submit test test-page check format cluster-up \
+	cluster-down test-cluster chaos bench bench-quick accuracy docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -72,13 +72,16 @@ bench-quick: install ## the same, small: prints the ratios, under 8 minutes (roo
 accuracy: install ## train on the real graphs in $$DISTSAGE_DATA; writes docs/accuracy.md
 	@.venv/bin/python -m tools.accuracy $(ARGS)
 
+docs: install ## the pages of docs/ as a site: site/index.html
+	@.venv/bin/python -m zensical build --strict
+
 check: install ## format, lint, types, import contract, shell
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
-	@.venv/bin/shellcheck -x $$(git ls-files '*.sh' .ci/run)
-	@for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script"; done
+	@.venv/bin/shellcheck -x $$(git ls-files '*.sh' .ci/run packaging/image/bin/python)
+	@for script in $$(git ls-files '*.sh' .ci/run packaging/image/bin/python); do bash -n "$$script"; done
 
 format: install ## format the code
 	@.venv/bin/ruff format .

@@ -2,6 +2,9 @@
 
 import dataclasses
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -24,7 +27,7 @@ OTHERS = {
     "sbatch, srun": "nodes ntasks-per-node cpus-per-task time mem mem-per-cpu gpus-per-node export "
     "exclusive exclude mpi distribution no-requeue signal",
     "mpirun": "hostfile map-by bind-to oversubscribe version",
-    "tools/cluster and docker": "hosts rate privileged",
+    "tools/cluster and docker": "hosts rate privileged rm",
     "every command": "config help",
 }
 LINES_OF_README = 200
@@ -137,6 +140,7 @@ def test_keys_of_yaml_are_options() -> None:
 def test_every_variable_is_read_somewhere(page: Path) -> None:
     named = set(re.findall(r"\bDISTSAGE_[A-Z_]+", page.read_text()))
     sources = [ROOT / "Makefile", ROOT / "tools/cluster"]
+    sources.append(ROOT / "packaging/image/bin/python")
     for folder in ("distsage", "sbatch", "tools", "tests"):
         sources += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".sh")]
     sources.remove(Path(__file__))
@@ -165,7 +169,7 @@ def test_every_make_target_exists(page: Path) -> None:
 @every_page(WITH_DECISIONS)
 def test_every_file_exists(page: Path) -> None:
     code = code_in(page.read_text())
-    folders = "distsage|tools|tests|sbatch|docs"
+    folders = "distsage|tools|tests|sbatch|docs|packaging"
     # Not a part of a longer path, and not a file that a command of the page writes.
     for path in re.findall(rf"(?<![\w/.$-])((?:{folders})/[\w./-]*)", code):
         if path != "docs/faults-table.md":
@@ -251,6 +255,33 @@ def test_every_message_is_one_of_the_code() -> None:
             assert piece in words, (message, piece)
             checked += 1
     assert checked >= 100
+
+
+def test_the_pages_are_built(tmp_path: Path) -> None:
+    """No link between them leads nowhere, and the navigation has each of them."""
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    command = [sys.executable, "-m", "zensical", "build", "--strict"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert {path.stem for path in DOCS} <= {
+        path.stem for path in (tmp_path / "site").glob("*.html")
+    }
+    navigation = re.findall(r"([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(navigation) == [page.name for page in DOCS]
+
+
+def test_what_is_said_of_others_has_a_source() -> None:
+    rows = re.findall(r"^\| (.*) \|$", (ROOT / "docs/alternatives.md").read_text(), re.MULTILINE)
+    checked = 0
+    for row in rows[2:]:
+        _, ours, *others = row.split(" | ")
+        assert len(others) == 4, row
+        assert re.search(r"\]\([a-z-]+\.md", ours), ours
+        for cell in others:
+            assert cell == "-" or "](https://" in cell, cell
+            checked += cell != "-"
+    assert checked >= 20
 
 
 def test_the_notebook_runs() -> None:

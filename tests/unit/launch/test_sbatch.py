@@ -155,6 +155,30 @@ def test_default_is_one_mpirun_with_a_pair_per_host(site: Site) -> None:
     assert ("OMPI_ALLOW_RUN_AS_ROOT" in environment) == (os.geteuid() == 0)
 
 
+def test_ranks_run_the_python_of_an_image(site: Site) -> None:
+    """With the lines of docs/recipes.md: the checkout's script, srun, and a container per rank."""
+    site.install(site.bin / "srun", then='while [[ $1 == -* ]]; do shift; done; exec "$@"')
+    apptainer = site.bin / "apptainer"
+    apptainer.write_text('#!/bin/bash\nprintf "%s\\n" "$@" >"$RECORD.image"\n')
+    apptainer.chmod(0o755)
+    settings = {
+        "DISTSAGE_IMAGE": "/shared/an image.sif",
+        "DISTSAGE_VENV": str(SBATCH.parent / "packaging/image"),
+        "DISTSAGE_LAUNCHER": "srun",
+        "DISTSAGE_MPI": "wheel",
+    }
+    status, errors = site.run("train.sh", "--parts", "a b", **settings)
+    assert status == 0, errors
+    assert site.called[0] == "srun"
+    assert site.called[-len(TRAIN) - 2 :] == [*TRAIN, "--parts", "a b"]
+    assert "MPI4PY_LIBMPI" not in site.environment  # the image has its own
+    inside = (site.directory / "record.image").read_text().splitlines()
+    python = "/opt/distsage/.venv/bin/python"
+    assert inside == ["exec", "/shared/an image.sif", python, *TRAIN[1:], "--parts", "a b"]
+    status, errors = site.run("train.sh", **settings | {"DISTSAGE_IMAGE": "unset"})
+    assert (status, "no Python 3.11" in errors) == (2, True)
+
+
 @pytest.mark.parametrize(
     "settings", [{"SLURM_NTASKS_PER_NODE": "4"}, {"DISTSAGE_PAIRS_PER_HOST": "2"}]
 )
