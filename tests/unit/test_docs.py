@@ -284,10 +284,19 @@ def test_what_is_said_of_others_has_a_source() -> None:
     assert checked >= 20
 
 
-def test_the_notebook_runs() -> None:
+def test_figures_of_tuning_are_those_that_were_measured() -> None:
+    tables = re.findall(r"^\|.*", (ROOT / "docs/tuning.md").read_text(), re.MULTILINE)
+    measured = (ROOT / "docs/benchmarks.md").read_text()
+    figures = [figure for row in tables for figure in re.findall(r"(?<=\| )\d+\.\d+(?= \|)", row)]
+    assert len(figures) >= 30
+    for figure in figures:
+        assert re.search(rf"\| {re.escape(figure)}(?= [(|])", measured), figure
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
     """Every cell, in a kernel of its own. What it prints may differ in seconds."""
     notebook = nbformat.read(ROOT / "docs/library.ipynb", as_version=4)
-    kernel = KernelManager(kernel_name="python3", transport="ipc")
+    kernel = KernelManager(kernel_name="python3", transport="ipc", ip=str(tmp_path / "kernel"))
     here = {"metadata": {"path": str(ROOT)}}
     NotebookClient(notebook, km=kernel, timeout=300, startup_timeout=120, resources=here).execute()
     named = {
