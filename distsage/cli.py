@@ -284,7 +284,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 
 
 def _usage() -> str:
-    lines = [f"  {name:<11}{what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items()]
     return (
         "usage: distsage COMMAND [OPTIONS]\n\n"
         "GraphSAGE on graphs that outgrow one machine.\n\ncommands:\n"
