@@ -436,7 +436,6 @@ class ReportConfig:
     """File to write: .html."""
 
     def __post_init__(self) -> None:
-        _require(len(self.runs) > 0, "report which runs? give one run directory or more")
         _require(
             self.output.suffix == ".html",
             f"--output {self.output} does not end in .html; a page is written there",

@@ -10,7 +10,7 @@ from distsage.cli import main
 from distsage.config import LocalConfig, PredictConfig
 from distsage.data.datasets import load_graph
 from distsage.errors import UserError
-from distsage.prediction.run import predict
+from distsage.prediction.run import write_predictions
 from distsage.train import local
 from distsage.train.run_directory import RunDirectory
 from distsage.train.tensor_file import read_tensors, write_tensors
@@ -30,7 +30,7 @@ READING = {"categorical": "city,job", "feature_norm": "standard", "fill": "mean"
 
 
 def values(run_dir: Path, output: Path, **where: object) -> np.ndarray:
-    predict(PredictConfig(run_dir=run_dir, output=output, **where))
+    write_predictions(PredictConfig(run_dir=run_dir, output=output, **where))
     with np.load(output) as written:
         return written["values"]
 

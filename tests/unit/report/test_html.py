@@ -87,7 +87,7 @@ def test_names_are_no_markup(tiny_run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["report", "--output", "x.html"], "report which runs?"),
+        (["report", "--output", "x.html"], "required: RUN"),
         (["report", "nowhere", "--output", "x.html"], "nowhere is no run directory"),
         (["report", "{run}", "--output", "x.pdf"], "does not end in .html"),
         (["report", "{run}", "--output", "{run}/none/x.html"], "cannot write"),
