@@ -94,11 +94,11 @@ class DatasetOptions(ReadingOptions, _Dataset):
 
 @dataclass(frozen=True)
 class PartitionConfig(DatasetOptions):
-    """Split a graph into parts, one per host, that `distsage train` and stock DGL can load."""
+    """Split a graph into parts, one or more per host, that `distsage train` and stock DGL can load."""
 
     # Both are required; a dataclass that extends one with defaults needs defaults to say so.
     num_parts: int = 0
-    """Number of parts: one per host (required)."""
+    """Number of parts: as many as hosts, or more, since a host may hold several (required)."""
     output: Path | None = None
     """Directory to write; it appears only when it is whole (default: parts/DATASET-NUM_PARTS)."""
     part_method: str = "auto"
@@ -127,7 +127,7 @@ class PartitionConfig(DatasetOptions):
     def __post_init__(self) -> None:
         _require(
             self.num_parts >= 1,
-            f"--num-parts is {self.num_parts}; give the number of hosts to train on, at least 1",
+            f"--num-parts is {self.num_parts}; give at least as many as hosts to train on",
         )
         _require(
             self.num_trainers_per_host >= 1,

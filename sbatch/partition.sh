@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Split a graph into parts, one per host, on one host:
+# Split a graph into parts, on one host:
 #
 #   sbatch sbatch/partition.sh --dataset NAME_OR_PATH --num-parts 4 --output PARTS
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on the parts of a graph, one part per host, with one mpirun (or srun) over all hosts:
+# Train on the parts of a graph, one or more per host, with one mpirun (or srun) over all hosts:
 #
 #   sbatch --nodes=4 sbatch/train.sh --parts PARTS --run-dir RUN [OPTIONS of distsage train]
 #

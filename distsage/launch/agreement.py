@@ -223,6 +223,9 @@ def reach_agreement(world: World, config: Config, watched: Watched) -> Agreement
 
     watched.mark("checking the parts", State.WAITING)
     parts = world.agree("parts", lambda: HostParts.deal(Parts.open(config.parts_dir), hosts))
+    if world.rank == 0 and parts.parts.num_parts > len(hosts):
+        held = (f"{parts.names(host)} on {name}" for host, name in enumerate(hosts))
+        print(f"{parts.parts.num_parts} parts on {len(hosts)} hosts: {', '.join(held)}", flush=True)
     world.agree(
         "number of nodes",
         lambda: preflight.check_num_nodes(parts, assignment.host, config) if is_first else None,
