@@ -94,7 +94,7 @@ class DatasetOptions(ReadingOptions, _Dataset):
 
 @dataclass(frozen=True)
 class PartitionConfig(DatasetOptions):
-    """Split a graph into parts, one or more per host, that `distsage train` and stock DGL can load."""
+    """Split a graph into parts that `distsage train` and stock DGL can load."""
 
     # Both are required; a dataclass that extends one with defaults needs defaults to say so.
     num_parts: int = 0
