@@ -155,43 +155,56 @@ def _partition(arguments: Sequence[str]) -> None:
     config = parse(PartitionConfig, "partition", arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from distsage.data.datasets import graph_name, load_graph
+    from distsage.files import explain_write_errors
+    from distsage.limits import hold_to
     from distsage.partitioning.assignment import choose
     from distsage.partitioning.run import partition
+    from distsage.partitioning.stages import origin_of, unfinished
 
+    method = config.method_or_file
     # `partition` asks too, but for a large graph that is much later.
     choose(
-        config.method_or_file,
+        method,
         balance_train=config.balance_train,
         balance_edges=config.balance_edges,
         attempts=config.attempts,
     )
+    hold_to(config.memory_bytes)
     output = config.output or Path("parts") / f"{graph_name(config.dataset)}-{config.num_parts}"
     if output.exists():
         raise UserError(f"{output} exists already; name another --output or remove it first")
-    graph = load_graph(config.dataset, **config.reading, seed=config.seed)
-    report = partition(
-        graph,
-        config.num_parts,
-        output,
-        method=config.method_or_file,
-        attempts=config.attempts,
-        balance_train=config.balance_train,
-        balance_edges=config.balance_edges,
-        num_trainers_per_host=config.num_trainers_per_host,
-        seed=config.seed,
-        fan_out=parse_fan_out(config.fan_out),
-        batch_size=config.batch_size,
-        force=config.force,
-        configuration={
-            "dataset": config.dataset,
-            "undirected": config.undirected,
-            "split": config.split,
-            "split_index": config.split_index,
-            "feature_norm": config.feature_norm,
-            "categorical": config.categorical,
-            "fill": config.fill,
-        },
-    )
+    sources = [Path(config.dataset)] + ([method] if isinstance(method, Path) else [])
+    origin = origin_of(sources, dataclasses.asdict(config))
+    with explain_write_errors(output, "--output"), unfinished(output, origin) as stages:
+        graph = stages.graph(
+            lambda scratch: load_graph(
+                config.dataset, **config.reading, seed=config.seed, scratch=scratch
+            )
+        )
+        report = partition(
+            graph,
+            config.num_parts,
+            output,
+            method=method,
+            attempts=config.attempts,
+            balance_train=config.balance_train,
+            balance_edges=config.balance_edges,
+            num_trainers_per_host=config.num_trainers_per_host,
+            seed=config.seed,
+            fan_out=parse_fan_out(config.fan_out),
+            batch_size=config.batch_size,
+            force=config.force,
+            configuration={
+                "dataset": config.dataset,
+                "undirected": config.undirected,
+                "split": config.split,
+                "split_index": config.split_index,
+                "feature_norm": config.feature_norm,
+                "categorical": config.categorical,
+                "fill": config.fill,
+            },
+            stages=stages,
+        )
     print(report)
     print(f"written to {output}")
 

@@ -5,6 +5,7 @@ Runs on the login host and on every rank; imports nothing heavy. A field `num_pa
 """
 
 import os
+import re
 import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -37,6 +38,18 @@ def parse_fan_out(text: str) -> tuple[int, ...]:
             "(-1 takes all neighbours)"
         )
     return numbers
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size such as `4G`, `500M` or `1.5T`; K, M, G and T are powers of 1024.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None or float(match.group(1)) == 0:
+        raise ValueError(f"{text!r} is no size")
+    return int(float(match.group(1)) * 1024 ** ("KMGT".index(match.group(2).upper()) + 1))
 
 
 def _require(holds: bool, sentence: str) -> None:
@@ -121,10 +134,24 @@ class PartitionConfig(DatasetOptions):
     rows of other parts are ranked as worth a place in the cache."""
     batch_size: int = 1000
     """Seed nodes per trainer and step that will be trained with."""
+    memory: str | None = None
+    """Memory that may be used, such as 4G; pages of files do not count (default: what the job may
+    use)."""
     force: bool = False
     """Go on although there seems to be too little memory or disk."""
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """--memory in bytes."""
+        return None if self.memory is None else parse_bytes(self.memory)
+
     def __post_init__(self) -> None:
+        try:
+            _ = self.memory_bytes
+        except ValueError as error:
+            raise UserError(
+                f"--memory {error}; give a number with K, M, G or T behind it, such as 4G"
+            ) from error
         _require(
             self.num_parts >= 1,
             f"--num-parts is {self.num_parts}; give at least as many as hosts to train on",

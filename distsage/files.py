@@ -159,9 +159,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"cannot read {path}: it is no regular file")
-            content = stream.read(_MOST_JSON_BYTES + 1)
+            # As much memory is taken as may be read.
+            content = stream.read(min(status.st_size, _MOST_JSON_BYTES) + 1)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if len(content) > _MOST_JSON_BYTES:
@@ -186,6 +188,18 @@ def write_json(path: Path, value: Any) -> None:
         stream.write("\n")
 
 
+def sync_tree(directory: Path) -> None:
+    """Flush all files and folders below `directory`, and itself."""
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_directory(Path(folder))
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; rename it to `path` on success.
@@ -202,14 +216,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot create {path}: {error.strerror}") from error
     try:
         yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-            sync_directory(Path(folder))
+        sync_tree(temporary)
         os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -12,13 +12,54 @@ from pathlib import Path
 
 import psutil
 
+from distsage.errors import UserError
+
 SHARED_MEMORY = Path("/dev/shm")
 _PROC = Path("/proc")
 
 
+_most: int | None = None  # what `hold_to` was told
+
+
+def hold_to(memory: int | None) -> None:
+    """Bound what `free_memory` says: this process may have so many bytes in all; None unbinds it.
+
+    Pages of files do not count: they are given back under pressure.
+    """
+    global _most
+    _most = memory
+
+
+def require_memory(need: int, what: str) -> None:
+    """See that there is memory for what is to be done next.
+
+    Args:
+        need: bytes.
+        what: what takes them, as the message begins.
+
+    Raises:
+        UserError: there is less.
+    """
+    free = free_memory()
+    if need > free:
+        raise UserError(
+            f"{what} takes {human_bytes(need)}, but {human_bytes(free)} of memory are left; "
+            f"{more_memory(need)}"
+        )
+
+
+def more_memory(need: int) -> str:
+    """What to do where `need` bytes more are too many."""
+    if _most is None:
+        return "use a machine with more"
+    return f"give --memory {-(-(_own_memory() + need) // (1 << 20))}M or more"
+
+
 def free_memory() -> int:
-    """Bytes that this job can still take on this host."""
+    """Bytes that this job can still take on this host, and this process within `hold_to`."""
     free = [psutil.virtual_memory().available, *_group_free()]
+    if _most is not None:
+        free.append(max(_most - _own_memory(), 0))
     promised = _slurm_memory(os.environ)
     if promised is not None:
         free.append(max(promised - _job_memory(os.environ.get("SLURM_JOB_ID", "")), 0))
@@ -61,6 +102,13 @@ def human_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def _own_memory() -> int:
+    """Bytes that this process has taken, pages of files apart."""
+    lines = (_PROC / "self" / "status").read_text().splitlines()
+    (words,) = (line.split() for line in lines if line.startswith("RssAnon:"))
+    return int(words[1]) << 10
 
 
 def _group_free() -> list[int]:

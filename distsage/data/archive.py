@@ -18,6 +18,8 @@ from distsage.limits import human_bytes
 _MOST_EXPANSION = 1032
 _READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
+# Of a file in an archive: what is read elsewhere, and the lengths of two fields behind it.
+_LOCAL_HEADER = struct.Struct("<26sHH")
 
 
 class ArchiveError(ValueError):
@@ -31,14 +33,15 @@ class Archive:
         entries: the directory's entries by name.
     """
 
-    def __init__(self, file: zipfile.ZipFile, num_bytes: int) -> None:
-        """Check the directory of `file`, which is `num_bytes` long.
+    def __init__(self, file: zipfile.ZipFile, path: Path) -> None:
+        """Check the directory of `file`, which lies at `path`.
 
         Raises:
             ArchiveError: a name twice, a method other than stored and deflated, an encrypted file,
                 or sizes that cannot be.
         """
-        self._file = file
+        self._file, self._path = file, path
+        num_bytes = path.stat().st_size
         self.entries: dict[str, zipfile.ZipInfo] = {}
         for entry in file.infolist():
             name = entry.filename
@@ -58,6 +61,18 @@ class Archive:
     def unpacked_bytes(self) -> int:
         """What all files come to, unpacked."""
         return sum(entry.file_size for entry in self.entries.values())
+
+    def stored_at(self, name: str) -> int | None:
+        """Where in the archive a file's content begins, if it is there unpacked; else None."""
+        entry = self.entries[name]
+        if entry.compress_type != zipfile.ZIP_STORED:
+            return None
+        with open(self._path, "rb") as stream:
+            stream.seek(entry.header_offset)
+            header = stream.read(_LOCAL_HEADER.size)
+        with _explained():
+            _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+        return entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
@@ -95,7 +110,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
         ArchiveError: it is no zip archive, is damaged, or see `Archive`.
     """
     with _explained(), zipfile.ZipFile(path) as file:
-        yield Archive(file, path.stat().st_size)
+        yield Archive(file, path)
 
 
 @contextmanager

@@ -9,17 +9,26 @@ import numpy as np
 from distsage.data.graph import Topology
 from distsage.kernels.compiled import compiled
 
+# Edges that are copied together.
+_CHUNK = 1 << 20
+
 
 def index_dtype(num_nodes: int) -> type[np.int32] | type[np.int64]:
     """int32 where every id below `num_nodes` fits, else int64."""
     return np.int32 if num_nodes <= np.iinfo(np.int32).max else np.int64
 
 
+def sorting_bytes(num_nodes: int, num_edges: int, both_directions: bool) -> int:
+    """The memory that `csc_from_edges`, and `symmetrise` after it, take beside their arguments."""
+    copies = 4 if both_directions else 2
+    return copies * num_edges * np.dtype(index_dtype(num_nodes)).itemsize + 32 * num_nodes
+
+
 def csc_from_edges(src: np.ndarray, dst: np.ndarray, num_nodes: int) -> Topology:
     """Sort edges by destination, then by source. Duplicates and self-loops stay.
 
     Args:
-        src: integer `[E]`, ids in [0, num_nodes).
+        src: integer `[E]`, ids in [0, num_nodes); may be a memory map, which is read in chunks.
         dst: integer `[E]`, likewise.
         num_nodes: N.
     """
@@ -27,10 +36,20 @@ def csc_from_edges(src: np.ndarray, dst: np.ndarray, num_nodes: int) -> Topology
     assert not len(src) or min(src.min(), dst.min()) >= 0
     assert not len(src) or max(src.max(), dst.max()) < num_nodes
     # Out-edges first: `reverse` visits the sources in order, so its rows come out sorted.
-    out_indptr = _count(src, num_nodes)
+    out_indptr = np.zeros(num_nodes + 1, np.int64)
+    for start in range(0, len(src), _CHUNK):
+        _add_counts(_piece(src, start), out_indptr)
+    np.cumsum(out_indptr, out=out_indptr)
     out_indices = np.empty(len(src), index_dtype(num_nodes))
-    _scatter(src, dst, out_indptr[:-1].copy(), out_indices)
+    position = out_indptr[:-1].copy()
+    for start in range(0, len(src), _CHUNK):
+        _scatter(_piece(src, start), _piece(dst, start), position, out_indices)
     return reverse(Topology(out_indptr, out_indices))
+
+
+def _piece(ids: np.ndarray, start: int) -> np.ndarray:
+    """Some of the ids, of a type and layout that compiled code is made for."""
+    return np.array(ids[start : start + _CHUNK], np.int64)
 
 
 def reverse(topology: Topology, indices: np.ndarray | None = None) -> Topology:
@@ -40,7 +59,9 @@ def reverse(topology: Topology, indices: np.ndarray | None = None) -> Topology:
         topology: what to turn round.
         indices: where the result's go, `[E]`, such as a file's memory map; None takes memory.
     """
-    indptr = _count(topology.indices, topology.num_nodes)
+    indptr = np.zeros(topology.num_nodes + 1, np.int64)
+    _add_counts(topology.indices, indptr)
+    np.cumsum(indptr, out=indptr)
     if indices is None:
         indices = np.empty(topology.num_edges, index_dtype(topology.num_nodes))
     _scatter_rows(topology.indptr, topology.indices, indptr[:-1].copy(), indices)
@@ -60,13 +81,9 @@ def symmetrise(topology: Topology) -> Topology:
 
 
 @compiled
-def _count(keys: np.ndarray, num_nodes: int) -> np.ndarray:
-    indptr = np.zeros(num_nodes + 1, np.int64)
+def _add_counts(keys: np.ndarray, indptr: np.ndarray) -> None:
     for key in keys:
         indptr[key + 1] += 1
-    for node in range(num_nodes):
-        indptr[node + 1] += indptr[node]
-    return indptr
 
 
 @compiled

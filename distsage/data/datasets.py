@@ -9,24 +9,27 @@ import difflib
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import scipy.sparse
 
-from distsage.data.csc import csc_from_edges, symmetrise
+from distsage.data.csc import csc_from_edges, sorting_bytes, symmetrise
 from distsage.data.encoding import Encoding, Fill, encode
 from distsage.data.graph import Graph
-from distsage.data.raw import RawGraph
+from distsage.data.raw import DenseRows, RawGraph
 from distsage.data.validate import (
     check_edges,
+    check_features,
     check_labels,
     check_masks,
     draw_masks,
     parse_split,
+    row_normalised,
 )
 from distsage.errors import UserError
+from distsage.limits import require_memory
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ def load_graph(
     dataset_root: Path | None = None,
     seed: int = 0,
     encoding: Encoding | None = None,
+    scratch: Path | None = None,
 ) -> Graph:
     """Read, check and shape one graph.
 
@@ -77,9 +81,13 @@ def load_graph(
         seed: of the drawn masks and of the synthetic graph.
         encoding: a model's, to be applied instead of what `categorical`, `fill` and `standard`
             would learn from these data.
+        scratch: an existing directory. Dense features that can be read in chunks are then never in
+            memory as a whole: the graph has a memory map, of the file that they lie in or of one in
+            this directory.
 
     Raises:
         UserError: everything that can be wrong with the name, the files or the data in them.
+        OSError: `scratch` cannot be written.
     """
     shares = None if split is None else parse_split(split)
     raw = _read(dataset, dataset_root, seed, categorical, encoding)
@@ -92,23 +100,38 @@ def load_graph(
     if raw.num_nodes < 1:
         raise UserError(f"{origin} holds no nodes")
     check_edges(origin, raw.src, raw.dst, raw.num_nodes)
+    both_directions = undirected or raw.one_way
+    require_memory(
+        sorting_bytes(raw.num_nodes, len(raw.src), both_directions),
+        f"{origin}: sorting {len(raw.src):,} edges",
+    )
     labels, num_classes = check_labels(origin, raw.labels, raw.num_nodes, raw.num_classes)
     masks = raw.masks if shares is None else draw_masks(origin, labels, shares, seed)
     train_mask, val_mask, test_mask = check_masks(
         origin, masks, labels, split_index if shares is None else 0
     )
-    features, encoding = encode(
-        raw, train_mask, standardise=feature_norm == "standard", fill=fill, given=encoding
-    )
-    if feature_norm == "row" or (feature_norm == "auto" and scipy.sparse.issparse(raw.features)):
-        features = _row_normalised(features)
-    # Of the types and layouts that compiled code is made for.
-    src, dst = (
-        np.ascontiguousarray(ends, ends.dtype if ends.dtype in (np.int32, np.int64) else np.int64)
-        for ends in (raw.src, raw.dst)
-    )
-    topology = csc_from_edges(src, dst, raw.num_nodes)
-    if undirected or raw.one_way:
+    standardise = feature_norm == "standard"
+    sparse = scipy.sparse.issparse(raw.features)
+    normalise = feature_norm == "row" or (feature_norm == "auto" and sparse)
+    if isinstance(raw.features, DenseRows) and not standardise and encoding is None:
+        features = check_features(
+            origin,
+            raw.features,
+            raw.num_nodes,
+            normalise=normalise,
+            file=None if scratch is None else scratch / "features.npy",
+        )
+    else:
+        if isinstance(raw.features, DenseRows):
+            # Several passes follow.
+            raw = replace(raw, features=check_features(origin, raw.features, raw.num_nodes))
+        features, encoding = encode(
+            raw, train_mask, standardise=standardise, fill=fill, given=encoding
+        )
+        if normalise:
+            features = row_normalised(features)
+    topology = csc_from_edges(raw.src, raw.dst, raw.num_nodes)
+    if both_directions:
         topology = symmetrise(topology)
     graph = Graph(
         name=graph_name(dataset),
@@ -220,16 +243,3 @@ def _check_path(dataset: str, path: Path) -> None:
         )
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} may not be read by this user")
-
-
-def _row_normalised(
-    features: "np.ndarray | scipy.sparse.csr_matrix",
-) -> "np.ndarray | scipy.sparse.csr_matrix":
-    """Each row divided by the sum of its absolute values, float32; rows of zeros stay."""
-    sums = np.asarray(abs(features).sum(axis=1)).ravel()
-    factors = np.divide(1, sums, out=np.zeros(len(sums), np.float32), where=sums > 0)
-    if isinstance(features, np.ndarray):
-        return features * factors[:, None]
-    scaled = features.copy()
-    scaled.data *= np.repeat(factors, np.diff(features.indptr))
-    return scaled

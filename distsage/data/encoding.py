@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import scipy.sparse
 
-from distsage.data.raw import RawGraph
+from distsage.data.raw import DenseRows, RawGraph
 from distsage.data.validate import check_features
 from distsage.errors import UserError
 from distsage.limits import human_bytes
@@ -169,7 +169,7 @@ def encode(
     """The features of a graph that was read, and how they came to be.
 
     Args:
-        raw: what was read.
+        raw: what was read; its features are in memory.
         train_mask: bool `[N]`; means and deviations are of these nodes, so that a prediction for
             the others owes nothing to their own values.
         standardise: take the mean from each dense column and divide it by its deviation.
@@ -195,6 +195,7 @@ def encode(
             )
         return check_features(raw.origin, raw.features, raw.num_nodes), None
 
+    assert not isinstance(raw.features, DenseRows)
     dense, filled = raw.features, None
     if raw.feature_names is not None:
         dense, filled = _filled(raw, train_mask, fill, given)
@@ -273,6 +274,7 @@ def _filled(
 def _refuse_missing(raw: RawGraph, names: Sequence[str], do_what: str) -> None:
     """Raise a sentence about the first cell without a value, if there is one."""
     dense = raw.features
+    assert isinstance(dense, np.ndarray)
     count = 0
     firsts: list[tuple[int, str]] = []
     for rows in _slices(raw.num_nodes):

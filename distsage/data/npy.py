@@ -9,12 +9,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
 
 from distsage.data.archive import Archive, ArchiveError, open_archive
+from distsage.data.raw import DenseRows, rows_per_chunk
+from distsage.errors import UserError
 from distsage.limits import free_memory, human_bytes
 
 _MAGIC = b"\x93NUMPY"
@@ -150,8 +153,8 @@ class ArrayFile:
         keys: names of its arrays.
     """
 
-    def __init__(self, archive: Archive) -> None:
-        self._archive = archive
+    def __init__(self, archive: Archive, path: Path) -> None:
+        self._archive, self._path = archive, path
         self.keys = [name.removesuffix(".npy") for name in archive.entries if name.endswith(".npy")]
 
     def read(self, key: str) -> np.ndarray:
@@ -168,6 +171,79 @@ class ArrayFile:
                 return array
         except (ArrayError, ArchiveError) as error:
             raise ArrayError(f"{key}: {error}") from error
+
+    def mapped(self, key: str) -> np.ndarray:
+        """One of the arrays: a read-only memory map where it is stored unpacked, else in memory.
+
+        It is read once in any case, so that damage is seen.
+
+        Raises:
+            ArrayError: as `read`.
+        """
+        array = self._map(key)
+        if array is None:
+            return self.read(key)
+        with self._opened(key) as (stream, _):
+            while stream.read(_CHUNK_BYTES):
+                pass
+        return array
+
+    def rows(self, key: str) -> DenseRows | np.ndarray:
+        """A matrix to be read in chunks; in memory where only that can be.
+
+        Raises:
+            ArrayError: it is damaged, or no plain array.
+        """
+        with self._opened(key) as (_, header):
+            if header.fortran_order or len(header.shape) != 2 or 0 in header.shape:
+                return self.read(key)
+        return DenseRows(
+            shape=header.shape,
+            dtype=header.dtype,
+            chunks=partial(_chunks, self._path, key),
+            mapped=self._map(key),
+        )
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[tuple[IO[bytes], Header]]:
+        """The file of an array, behind its header."""
+        name = f"{key}.npy"
+        try:
+            with self._archive.open(name) as stream:
+                yield stream, read_header(stream, self._archive.entries[name].file_size)
+        except (ArrayError, ArchiveError) as error:
+            raise ArrayError(f"{key}: {error}") from error
+
+    def _map(self, key: str) -> np.ndarray | None:
+        start = self._archive.stored_at(f"{key}.npy")
+        if start is None:
+            return None
+        with self._opened(key) as (_, header):
+            order: Literal["F", "C"] = "F" if header.fortran_order else "C"
+            if header.num_bytes == 0:
+                return None  # nothing cannot be mapped
+            return np.memmap(
+                self._path, header.dtype, "r", start + header.offset, header.shape, order
+            )
+
+
+def _chunks(path: Path, key: str) -> Iterator[np.ndarray]:
+    """The rows of a matrix of an .npz file, in order; the archive compares its checksum."""
+    try:
+        with open_arrays(path) as file, file._opened(key) as (stream, header):
+            row_bytes = header.num_bytes // header.shape[0]
+            step = rows_per_chunk(row_bytes)
+            for start in range(0, header.shape[0], step):
+                rows = min(step, header.shape[0] - start)
+                content = stream.read(rows * row_bytes)
+                if len(content) < rows * row_bytes:
+                    raise ArrayError("it ends early")
+                yield np.frombuffer(content, header.dtype).reshape(rows, -1)
+            stream.read(1)  # at its end, the archive compares its checksum
+    except (OSError, ArrayError) as error:
+        raise UserError(
+            f"{path} cannot be read as an .npz file of plain arrays: {error}"
+        ) from error
 
 
 def read_array(stream: IO[bytes], num_bytes: int | None) -> np.ndarray:
@@ -208,6 +284,6 @@ def open_arrays(path: Path) -> Iterator[ArrayFile]:
             raise ArrayError("it is a single array")
     try:
         with open_archive(path) as archive:
-            yield ArrayFile(archive)
+            yield ArrayFile(archive, path)
     except ArchiveError as error:
         raise ArrayError(str(error)) from error

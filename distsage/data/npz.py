@@ -12,6 +12,7 @@ Runs on the login host and in the local run. Keys, read without unpickling anyth
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -59,11 +60,12 @@ def read_npz(path: Path) -> RawGraph:
     )
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of the layout above; others are left unread."""
+def _arrays(path: Path) -> dict[str, Any]:
+    """The arrays of the layout above; others are left unread, and dense features are for later."""
     try:
         with open_arrays(path) as file:
-            return {key: file.read(key) for key in file.keys if key in _KNOWN}
+            read = {"features": file.rows, "edge_src": file.mapped, "edge_dst": file.mapped}
+            return {key: read.get(key, file.read)(key) for key in file.keys if key in _KNOWN}
     except (OSError, ArrayError) as error:
         raise UserError(
             f"{path} cannot be read as an .npz file of plain arrays: {error}"

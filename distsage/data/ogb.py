@@ -18,7 +18,7 @@ import pyarrow.csv
 
 from distsage.data.download import Source, fetch_zip
 from distsage.data.npy import ArrayError, open_arrays
-from distsage.data.raw import RawGraph
+from distsage.data.raw import DenseRows, RawGraph
 from distsage.data.validate import MASKS
 from distsage.errors import UserError
 from distsage.limits import free_memory, human_bytes
@@ -110,10 +110,7 @@ def read_ogb(name: str, root: Path) -> RawGraph:
             for mask, part in zip(MASKS, _SPLITS, strict=True)
         }
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{directory} cannot be read as {name} ({' '.join(str(error).split())}); remove it to "
-            "have it downloaded again"
-        ) from error
+        raise _unreadable(directory, error) from error
     src, dst = edges
     if facts.add_inverse_edge:
         src, dst = np.concatenate((src, dst)), np.concatenate((dst, src))
@@ -137,24 +134,25 @@ _BINARY_FILES = ["data.npz", "node-label.npz"]
 _SPLITS = ("train", "valid", "test")
 
 # Number of nodes, the two ends of the edges, features and labels.
-_Read = tuple[int, tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]
+_Read = tuple[int, tuple[np.ndarray, np.ndarray], DenseRows | np.ndarray, np.ndarray]
 
 
 def _read_csv(raw: Path) -> _Read:
     num_nodes = _one_number(raw / "num-node-list.csv.gz")
     num_edges = _one_number(raw / "num-edge-list.csv.gz")
     edges = _table(raw / "edge.csv.gz", pa.int64(), num_edges, 2)
-    features = _table(raw / "node-feat.csv.gz", pa.float32(), num_nodes)
+    features = _feature_rows(raw / "node-feat.csv.gz", num_nodes)
     labels = _table(raw / "node-label.csv.gz", pa.float64(), num_nodes)
     return num_nodes, (edges[:, 0], edges[:, 1]), features, labels
 
 
 def _read_binary(raw: Path) -> _Read:
     with open_arrays(raw / "data.npz") as arrays:
-        counts, edges, features = (
-            arrays.read(key) if key in arrays.keys else np.zeros(0)
-            for key in ("num_nodes_list", "edge_index", "node_feat")
-        )
+        nothing = np.zeros(0)
+        keys = arrays.keys
+        counts = arrays.read("num_nodes_list") if "num_nodes_list" in keys else nothing
+        edges = arrays.mapped("edge_index") if "edge_index" in keys else nothing
+        features = arrays.rows("node_feat") if "node_feat" in keys else nothing
     with open_arrays(raw / "node-label.npz") as arrays:
         if "node_label" not in arrays.keys:
             raise ArrayError("node-label.npz has no node_label")
@@ -208,6 +206,33 @@ def _table(
         if filled == num_rows:
             return table
     raise ValueError(f"{path.name} does not have the {num_rows} rows that it should")
+
+
+def _feature_rows(path: Path, num_rows: int) -> DenseRows:
+    """A table of numbers as `_table` reads it, in chunks."""
+    first = next(_batches(path, pa.float32(), None), np.zeros((0, 1), np.float32))
+
+    def chunks() -> Iterator[np.ndarray]:
+        seen = 0
+        try:
+            for rows in _batches(path, pa.float32(), None):
+                seen += len(rows)
+                if seen > num_rows:
+                    break
+                yield rows
+            if seen != num_rows:
+                raise ValueError(f"{path.name} does not have the {num_rows} rows that it should")
+        except (OSError, ValueError) as error:
+            raise _unreadable(path.parent.parent, error) from error
+
+    return DenseRows((num_rows, first.shape[1]), first.dtype, chunks)
+
+
+def _unreadable(directory: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{directory} cannot be read as {directory.name.replace('_', '-')} "
+        f"({' '.join(str(error).split())}); remove it to have it downloaded again"
+    )
 
 
 def _batches(path: Path, dtype: pa.DataType, num_columns: int | None) -> Iterator[np.ndarray]:

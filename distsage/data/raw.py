@@ -4,11 +4,41 @@ Every loader returns a RawGraph, and `distsage.data.datasets.load_graph` alone c
 it a Graph.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse
+
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class DenseRows:
+    """Dense features that are not in memory.
+
+    Attributes:
+        shape: N and F.
+        dtype: any numeric one.
+        chunks: reads all rows once, in order, `[k, F]` at a time; raises UserError when their file
+            turns out to be damaged.
+        mapped: the same rows as a read-only memory map, if they lie in a file as they are.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunks: Callable[[], Iterator[np.ndarray]]
+    mapped: np.ndarray | None = None
+
+    @property
+    def ndim(self) -> int:
+        """2 for a matrix."""
+        return len(self.shape)
+
+
+def rows_per_chunk(row_bytes: int) -> int:
+    """How many rows of that size are handled together."""
+    return max(1, _CHUNK_BYTES // max(row_bytes, 1))
 
 
 @dataclass(frozen=True)
@@ -32,8 +62,8 @@ class RawGraph:
         origin: what messages call it: the dataset's name or the file's path.
         num_nodes: N.
         src, dst: `[E]`, any numeric dtype; edge e goes from src[e] to dst[e].
-        features: `[N, F]`, dense or CSR, any numeric dtype. Of a node table the dense columns,
-            float32, NaN where a cell has no value.
+        features: `[N, F]`, dense, CSR, or dense rows yet to be read; any numeric dtype. Of a node
+            table the dense columns, float32, NaN where a cell has no value.
         labels: `[N]` (classes; -1 or NaN for "not labelled") or `[N, C]` (zeros and ones).
         masks: `train_mask`, `val_mask` and `test_mask`, as far as the data have them: `[N]`, or
             `[N, S]` with one column for each of S splits; booleans, or zeros and ones.
@@ -48,7 +78,7 @@ class RawGraph:
     num_nodes: int
     src: np.ndarray
     dst: np.ndarray
-    features: "np.ndarray | scipy.sparse.csr_matrix"
+    features: "np.ndarray | scipy.sparse.csr_matrix | DenseRows"
     labels: np.ndarray
     masks: Mapping[str, np.ndarray]
     num_classes: int | None = None

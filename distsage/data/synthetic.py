@@ -9,12 +9,12 @@ noise that they seldom tell the class by themselves, while the mean over the nei
 its features are a few categories, one-hot, which are its class's more often than others'.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import scipy.sparse
 
-from distsage.data.raw import RawGraph
+from distsage.data.raw import DenseRows, RawGraph, rows_per_chunk
 from distsage.data.validate import draw_masks
 from distsage.errors import UserError
 
@@ -108,7 +108,7 @@ def _make(
     seed: int,
     shares: tuple[float, float, float],
     draw_features: Callable[
-        [np.random.Generator, np.ndarray], "np.ndarray | scipy.sparse.csr_matrix"
+        [np.random.Generator, np.ndarray], "DenseRows | scipy.sparse.csr_matrix"
     ],
 ) -> RawGraph:
     """The graph, with the features that are drawn for the labels `[N]` of its nodes."""
@@ -178,15 +178,22 @@ def _draw_edges(
 
 def _draw_features(
     rng: np.random.Generator, labels: np.ndarray, num_features: int, num_classes: int
-) -> np.ndarray:
-    """float32 `[N, F]`."""
+) -> DenseRows:
+    """`[N, F]`, drawn while they are read; nothing else may draw from `rng` afterwards."""
     direction = rng.standard_normal((num_classes, num_features), dtype=np.float32)
     direction *= _SIGNAL / np.linalg.norm(direction, axis=1, keepdims=True)
-    features = rng.standard_normal((len(labels), num_features), dtype=np.float32)
-    rows = max(1, _CHUNK // num_features)
-    for start in range(0, len(labels), rows):
-        features[start : start + rows] += direction[labels[start : start + rows]]
-    return features
+    state = rng.bit_generator.state
+
+    def chunks() -> Iterator[np.ndarray]:
+        rng.bit_generator.state = state
+        step = rows_per_chunk(4 * num_features)
+        for start in range(0, len(labels), step):
+            of_class = direction[labels[start : start + step]]
+            rows = rng.standard_normal(of_class.shape, dtype=np.float32)
+            rows += of_class
+            yield rows
+
+    return DenseRows((len(labels), num_features), np.dtype(np.float32), chunks)
 
 
 def _draw_categories(

@@ -4,16 +4,17 @@ Runs on the login host and in the local run. Needs numpy and scipy only.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse
 
+from distsage.data.dense import FiniteCheck, collect, in_chunks, not_finite
+from distsage.data.raw import DenseRows
 from distsage.errors import UserError
 
 MASKS = ("train_mask", "val_mask", "test_mask")
 
-# Rows looked at together, so that a check needs little memory beside the features.
-_ROWS = 65536
 # Numbers that a sparse row may have: a batch with a longer one would take longer than all others.
 _MOST_NUMBERS = 100_000
 
@@ -44,13 +45,26 @@ def check_edges(origin: str, src: np.ndarray, dst: np.ndarray, num_nodes: int) -
 
 
 def check_features(
-    origin: str, features: "np.ndarray | scipy.sparse.csr_matrix", num_nodes: int
+    origin: str,
+    features: "np.ndarray | scipy.sparse.csr_matrix | DenseRows",
+    num_nodes: int,
+    *,
+    normalise: bool = False,
+    file: Path | None = None,
 ) -> "np.ndarray | scipy.sparse.csr_matrix":
     """The features as float32 `[N, F]`, dense and C-contiguous, or CSR.
+
+    Args:
+        origin: what the message calls the data.
+        features: RawGraph.features.
+        num_nodes: N.
+        normalise: divide each row by the sum of its absolute values; rows of zeros stay.
+        file: where rows go that are read in chunks; None keeps them in memory. See `collect`.
 
     Raises:
         UserError: not a numeric matrix of N rows, a broken CSR matrix, or values that are not
             finite.
+        OSError: `file` cannot be written.
     """
     if features.ndim != 2 or features.dtype.kind not in "fiub" or features.shape[1] == 0:
         raise UserError(
@@ -61,27 +75,37 @@ def check_features(
         raise UserError(
             f"{origin}: the features have {features.shape[0]} rows, but there are {num_nodes} nodes"
         )
+    if isinstance(features, DenseRows):
+        return collect(origin, features, normalise=row_normalised if normalise else None, file=file)
     # What float32 cannot hold becomes infinite, and the check below names it.
     with np.errstate(over="ignore"):
-        if not isinstance(features, np.ndarray):
+        if isinstance(features, np.ndarray):
+            features = np.ascontiguousarray(features, dtype=np.float32)
+            finite = FiniteCheck(origin)
+            for chunk in in_chunks(features):
+                finite.look_at(chunk)
+            finite.finish()
+        else:
             _check_csr(origin, features)
             features = features.astype(np.float32)
             bad = np.flatnonzero(~np.isfinite(features.data))
-            rows = np.searchsorted(features.indptr, bad, side="right") - 1
-        else:
-            features = np.ascontiguousarray(features, dtype=np.float32)
-            rows = np.concatenate(
-                [
-                    start + np.nonzero(~np.isfinite(features[start : start + _ROWS]))[0]
-                    for start in range(0, num_nodes, _ROWS)
-                ]
-            )
-    if len(rows):
-        raise UserError(
-            f"{origin}: the features hold NaN or infinite values: {len(rows)} of them, the first "
-            f"in row {rows[0]}; fill them in or remove their column"
-        )
-    return features
+            if len(bad):
+                row = int(np.searchsorted(features.indptr, bad[0], side="right")) - 1
+                raise not_finite(origin, len(bad), row)
+    return row_normalised(features) if normalise else features
+
+
+def row_normalised(
+    features: "np.ndarray | scipy.sparse.csr_matrix",
+) -> "np.ndarray | scipy.sparse.csr_matrix":
+    """Each row divided by the sum of its absolute values, float32; rows of zeros stay."""
+    sums = np.asarray(abs(features).sum(axis=1)).ravel()
+    factors = np.divide(1, sums, out=np.zeros(len(sums), np.float32), where=sums > 0)
+    if isinstance(features, np.ndarray):
+        return features * factors[:, None]
+    scaled = features.copy()
+    scaled.data *= np.repeat(factors, np.diff(features.indptr))
+    return scaled
 
 
 def _check_csr(origin: str, matrix: scipy.sparse.csr_matrix) -> None:
@@ -315,7 +339,7 @@ def draw_masks(
     return masks
 
 
-def _shape(array: "np.ndarray | scipy.sparse.csr_matrix") -> str:
+def _shape(array: "np.ndarray | scipy.sparse.csr_matrix | DenseRows") -> str:
     """How a message describes an array that it did not expect."""
     kind = {"O": "objects", "U": "strings", "S": "strings"}.get(array.dtype.kind, array.dtype.name)
     return f"{kind} of shape {list(array.shape)}"

@@ -7,7 +7,7 @@ import numpy as np
 
 from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
-from distsage.limits import free_disk, free_memory, human_bytes
+from distsage.limits import free_disk, free_memory, human_bytes, more_memory
 from distsage.partitioning.kaminpar import context_for
 from distsage.partitioning.storage import storage_of
 
@@ -20,6 +20,8 @@ _METIS_BYTES_PER_NODE = 200
 _KAMINPAR_BYTES = 64 << 20
 _KAMINPAR_BYTES_PER_EDGE = {"jet": 12, "terapart": 7}
 _KAMINPAR_BYTES_PER_NODE = 60
+_CHUNKS_BYTES = 100 << 20  # rows and edges on their way, at most
+_WRITING_BYTES_PER_NODE = 80
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,12 @@ def estimate(graph: Graph, num_parts: int, method: str, num_trainers_per_host: i
     index = graph.topology.indices.itemsize
     label = graph.labels.dtype.itemsize * (graph.labels.shape[1] if graph.labels.ndim == 2 else 1)
     dense = 4 * graph.num_features * nodes
-    features, stock = dense, 0
+    features, stock, copied = dense, 0, 0
     if not isinstance(graph.features, np.ndarray):
         storage = storage_of(graph)
         features = 4 * nodes + (8 if storage.has_values else 4) * graph.features.nnz
         stock = dense + (label + 3) * nodes if storage.for_stock_dgl else 0
+        copied = features // num_parts
     rows = features + (label + 3) * nodes
     halo = min((num_parts - 1) * nodes, edges)
 
@@ -66,11 +69,10 @@ def estimate(graph: Graph, num_parts: int, method: str, num_trainers_per_host: i
         + (8 if graph.original_ids is None else graph.original_ids.itemsize) * nodes
         + (index + 4) * halo  # cache ranking
     )  # fmt: skip
-    # One part at a time: sources as gids and as slots, edge ids, flags.
-    share = 1 / num_parts
-    writing = (
-        _DGL_BYTES + 40 * nodes + int(share * (edges * (index + 18) + 30 * nodes + rows + stock))
-    )
+    # Numbers of nodes, slots, bounds and probabilities; edges and dense rows pass in chunks, and
+    # sparse rows those of one part at a time.
+    chunks = min(_CHUNKS_BYTES, 30 * edges + rows + stock)
+    writing = _DGL_BYTES + chunks + copied + _WRITING_BYTES_PER_NODE * nodes
     memory = writing
     if method in ("kaminpar", "metis") and num_parts * num_trainers_per_host > 1:
         both_directions = int(edges * (2 - _symmetric_share(graph.topology)))
@@ -116,9 +118,11 @@ def check(needs: Needs, output: Path, *, force: bool) -> str:
         if needed > free
     ]
     if short and not force:
+        remedies = {"memory": more_memory(needs.memory), "disk": "use another directory"}
+        remedy = ", ".join(remedies[name] for name in short)
         raise UserError(
-            f"partitioning {sentence}: too little {' and '.join(short)}; use another machine or "
-            "directory, or go on with --force"
+            f"partitioning {sentence}: too little {' and '.join(short)}; "
+            f"{remedy}, or go on with --force"
         )
     return sentence
 

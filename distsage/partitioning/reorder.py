@@ -1,11 +1,15 @@
 """From original ids to gids: part i owns one contiguous range. Runs on the login host."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from distsage.data.graph import Topology
 from distsage.kernels.compiled import compiled
+
+# Edges that are handled together.
+_EDGES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -51,20 +55,25 @@ class Order:
         return self.position[self.offsets[part] : self.offsets[part + 1]]
 
 
-def part_topology(topology: Topology, order: Order, part: int) -> Topology:
-    """The in-edges of a part's nodes, in gid order, with gids as sources.
+def part_topology(topology: Topology, order: Order, part: int) -> Iterator[Topology]:
+    """The in-edges of a part's nodes, in gid order, with gids as sources; some nodes at a time.
 
-    Returns:
-        A topology of the part's n nodes: indptr `[n + 1]`; indices gids, in [0, N), sorted within
-        each node.
+    Yields:
+        Topologies of k nodes each: indptr `[k + 1]`; indices gids, in [0, N), sorted within each
+        node.
     """
     positions = order.positions_of(part)
     degrees = topology.indptr[positions + 1] - topology.indptr[positions]
-    indptr = np.zeros(len(positions) + 1, np.int64)
-    np.cumsum(degrees, out=indptr[1:])
-    indices = np.empty(int(indptr[-1]), order.gid.dtype)
-    _relabel(topology.indptr, topology.indices, positions, order.gid, indices)
-    return Topology(indptr, indices)
+    bounds = np.concatenate([[0], np.cumsum(degrees)])
+    first = 0
+    while first < len(positions):
+        last = int(np.searchsorted(bounds, bounds[first] + _EDGES, side="right")) - 1
+        last = max(last, first + 1)
+        indptr = bounds[first : last + 1] - bounds[first]
+        indices = np.empty(int(indptr[-1]), order.gid.dtype)
+        _relabel(topology.indptr, topology.indices, positions[first:last], order.gid, indices)
+        yield Topology(indptr, indices)
+        first = last
 
 
 @compiled

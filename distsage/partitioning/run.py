@@ -1,11 +1,13 @@
 """From a graph to a parts directory. Runs on the login host."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import numpy as np
 from distsage import __version__
 from distsage.config import PartMethod
 from distsage.data.graph import Graph, Topology
+from distsage.data.raw import rows_per_chunk
 from distsage.errors import UserError
-from distsage.files import atomic_directory, explain_write_errors, write_json
+from distsage.files import explain_write_errors, remove_half_written, write_json
 from distsage.limits import human_bytes
 from distsage.partitioning import estimate
 from distsage.partitioning.assignment import Choice, assigner, choose
@@ -24,10 +27,10 @@ from distsage.partitioning.manifest import (
     CACHE_PROBABILITY,
     CACHE_RANKING,
     COUNTS,
-    DENSE_NODE_DATA,
     INDICES,
     INDPTR,
     MANIFEST,
+    NODE_DATA,
     ORIGINAL_IDS,
     QUALITY,
     FeatureStorage,
@@ -41,9 +44,12 @@ from distsage.partitioning.parts import sha256
 from distsage.partitioning.quality import QualityReport
 from distsage.partitioning.ranking import rank_remote
 from distsage.partitioning.reorder import Order, part_topology
+from distsage.partitioning.stages import Stages, unfinished
 from distsage.partitioning.storage import storage_of, write_numbers
 
 logger = logging.getLogger(__name__)
+
+_ASSIGNMENT = "assignment.npy"
 
 
 def partition(
@@ -61,6 +67,7 @@ def partition(
     batch_size: int = 1000,
     force: bool = False,
     configuration: Mapping[str, Any] | None = None,
+    stages: Stages | None = None,
 ) -> QualityReport:
     """Split a graph into parts and write them; `output` appears only when it is whole.
 
@@ -83,6 +90,7 @@ def partition(
         batch_size: the seed nodes per mini-batch that it expects.
         force: go on although there seems to be too little memory or disk.
         configuration: further options to record in the manifest, such as the data set's.
+        stages: of `output`, with what an earlier run of the same arguments has done.
 
     Raises:
         UserError: fewer than one part or trainer, more parts than nodes, `output` exists or cannot
@@ -111,45 +119,65 @@ def partition(
         "batch_size": batch_size,
         "encoding": None if graph.encoding is None else graph.encoding.to_json(),
     }
-    with explain_write_errors(output, "--output"), atomic_directory(output) as directory:
-        with (
-            _timed(f"assigning nodes to {num_trainers} parts ({choice.reason})"),
-            assigner(
-                graph,
-                num_trainers,
-                choice,
-                scratch=directory,
-                balance_train=balance_train,
-                balance_edges=balance_edges,
-            ) as assign,
-        ):
-            made: list[Attempt] = []
-            if attempts == 1:  # the report judges it
-                trainer = assign(seed)
-            else:
-                trainer, made = best_of(
-                    assign,
-                    range(seed, seed + attempts),
-                    lambda trainer, seed: judged(
-                        graph,
-                        trainer // num_trainers_per_host,
-                        num_parts,
-                        seed=seed,
-                        fan_out=fan_out,
-                        batch_size=batch_size,
-                    ),
-                )
-        if choice.method in ("kaminpar", "metis"):
-            with _timed("ordering the parts"):
-                part = trainer // num_trainers_per_host
-                number = order_parts(graph.topology, part, num_parts)
-                trainer = trainer + (number[part] - part) * num_trainers_per_host
+    with explain_write_errors(output, "--output"), ExitStack() as own:
+        if stages is None:
+            stages = own.enter_context(unfinished(output, None))
+        if not stages.is_done("assignment"):
+            with (
+                _timed(f"assigning nodes to {num_trainers} parts ({choice.reason})"),
+                assigner(
+                    graph,
+                    num_trainers,
+                    choice,
+                    # Not the name that the partitioner of a run that was killed may still write to.
+                    scratch=stages.fresh(f"assign-{os.getpid()}"),
+                    balance_train=balance_train,
+                    balance_edges=balance_edges,
+                ) as assign,
+            ):
+                made: list[Attempt] = []
+                if attempts == 1:  # the report judges it
+                    trainer = assign(seed)
+                else:
+                    trainer, made = best_of(
+                        assign,
+                        range(seed, seed + attempts),
+                        lambda trainer, seed: judged(
+                            graph,
+                            trainer // num_trainers_per_host,
+                            num_parts,
+                            seed=seed,
+                            fan_out=fan_out,
+                            batch_size=batch_size,
+                        ),
+                    )
+            if choice.method in ("kaminpar", "metis"):
+                with _timed("ordering the parts"):
+                    part = trainer // num_trainers_per_host
+                    number = order_parts(graph.topology, part, num_parts)
+                    trainer = trainer + (number[part] - part) * num_trainers_per_host
+            with open(stages.folder / _ASSIGNMENT, "wb") as stream:
+                np.save(stream, trainer, allow_pickle=False)
+            stages.finish("assignment", {"attempts": [asdict(each) for each in made]})
+        made = [Attempt(**entries) for entries in stages.result("assignment")["attempts"]]
+        trainer = np.load(stages.folder / _ASSIGNMENT)
         order = Order.of(trainer, num_parts, graph.topology.indices.dtype, num_trainers_per_host)
         storage = storage_of(graph)
         logger.info(_description(graph, storage))
-        parts = _write_parts(graph, order, choice, storage, directory)
-        with _timed("ranking remote nodes"):
-            remote_rows = _write_rankings(graph, order, fan_out, batch_size, directory)
+        if not stages.is_done("parts"):
+            stages.fresh(stages.parts.name)
+            parts = _write_parts(graph, order, choice, storage, stages.parts)
+            stages.finish("parts", {"parts": [asdict(part) for part in parts]})
+        parts = [
+            Part(**entries | {key: tuple(entries[key]) for key in ("nodes", "edges")})
+            for entries in stages.result("parts")["parts"]
+        ]
+        if not stages.is_done("rankings"):
+            with _timed("ranking remote nodes"):
+                remote_rows = _write_rankings(graph, order, fan_out, batch_size, stages.parts)
+            stages.finish("rankings", {"remote_rows": remote_rows})
+        remote_rows = stages.result("rankings")["remote_rows"]
+        remove_half_written(stages.parts / "*")
         with _timed("checksums"):
             report = _finish(
                 graph,
@@ -158,8 +186,9 @@ def partition(
                 num_trainers_per_host,
                 options | {"attempts": [asdict(each) for each in made]} | dict(configuration or {}),
                 lambda manifest: QualityReport.of(manifest, remote_rows, choice.reason, made),
-                directory,
+                stages.parts,
             )
+        stages.publish(output)
     return report
 
 
@@ -181,7 +210,7 @@ def _check_arguments(
             f"a graph cannot be named {graph.name!r}: the parts directory has a file "
             f"{graph.name}.json of its own; rename the data"
         )
-    if output.exists():  # atomic_directory says so too, but hours later for a large graph
+    if output.exists():
         raise UserError(f"{output} exists already; name another directory or remove it first")
 
 
@@ -192,8 +221,8 @@ def _write_parts(
     storage: FeatureStorage,
     directory: Path,
 ) -> list[Part]:
-    """Write the topology, the original ids and the parts, one part at a time."""
-    from distsage.partitioning.dgl_format import write_config, write_node_data, write_part
+    """Write topology, original ids and parts; of a part, memory holds sparse rows only."""
+    from distsage.partitioning.dgl_format import write_config, write_graph
 
     (directory / INDPTR).parent.mkdir()
     num_edges = graph.topology.num_edges
@@ -210,42 +239,43 @@ def _write_parts(
             },
         )
         for index in range(order.num_parts):
-            with _timed(f"writing part {index}"):
+            with _timed(f"writing the graph of part {index}"):
                 low, high = int(order.offsets[index]), int(order.offsets[index + 1])
-                first_edge = int(edge_offsets[index])
-                topology = part_topology(graph.topology, order, index)
-                edge_offsets[index + 1] = first_edge + topology.num_edges
-                indptr[low + 1 : high + 1] = first_edge + topology.indptr[1:]
-                topology.indices.tofile(stream)
-                node_data = _labels_and_masks(graph, order.positions_of(index))
-                features = graph.features[order.positions_of(index)]
-                dense = {} if storage.is_sparse else {"features": features}
-                halo_nodes = write_part(
-                    directory / f"part{index}",
+                first_edge, start = int(edge_offsets[index]), stream.tell()
+                node, edge, inner = low, first_edge, 0
+                for piece in part_topology(graph.topology, order, index):
+                    indptr[node + 1 : node + len(piece.indptr)] = edge + piece.indptr[1:]
+                    node, edge = node + piece.num_nodes, edge + piece.num_edges
+                    inner += int(np.count_nonzero((piece.indices >= low) & (piece.indices < high)))
+                    stream.write(piece.indices.data)
+                stream.flush()
+                edge_offsets[index + 1] = edge
+                folder = directory / f"part{index}"
+                folder.mkdir()
+                halo_nodes = write_graph(
+                    folder,
                     part=index,
-                    topology=topology,
+                    indptr=indptr[low : high + 1] - first_edge,
+                    sources=_mapped(directory / INDICES, order.gid.dtype, start, edge - first_edge),
                     offsets=order.offsets,
                     first_edge=first_edge,
-                    node_data=dense | node_data,
                 )
-                if storage.is_sparse:
-                    write_numbers(directory / f"part{index}", features, storage)
-                    if storage.for_stock_dgl:
-                        write_node_data(
-                            directory / f"part{index}" / DENSE_NODE_DATA,
-                            {"features": features.toarray()} | node_data,
-                        )
-                inner = (topology.indices >= low) & (topology.indices < high)
+                positions = order.positions_of(index)
+                numbers = len(positions) * graph.num_features
+                if not isinstance(graph.features, np.ndarray):
+                    features = graph.features[positions]
+                    write_numbers(folder, features, storage)
+                    numbers = features.nnz
                 parts.append(
                     Part(
                         nodes=(low, high),
-                        edges=(first_edge, first_edge + topology.num_edges),
+                        edges=(first_edge, edge),
                         halo_nodes=halo_nodes,
-                        cut_edges=topology.num_edges - int(np.count_nonzero(inner)),
-                        train_nodes=int(node_data["train_mask"].sum(dtype=np.int64)),
-                        val_nodes=int(node_data["val_mask"].sum(dtype=np.int64)),
-                        test_nodes=int(node_data["test_mask"].sum(dtype=np.int64)),
-                        feature_numbers=int(features.nnz if storage.is_sparse else features.size),
+                        cut_edges=edge - first_edge - inner,
+                        train_nodes=int(np.count_nonzero(graph.train_mask[positions])),
+                        val_nodes=int(np.count_nonzero(graph.val_mask[positions])),
+                        test_nodes=int(np.count_nonzero(graph.test_mask[positions])),
+                        feature_numbers=int(numbers),
                         bytes=0,  # its ranking is still to come
                     )
                 )
@@ -253,6 +283,8 @@ def _write_parts(
     if not isinstance(graph.features, np.ndarray):
         counts = np.diff(graph.features.indptr)[order.position].astype(np.int32)
         np.save(directory / COUNTS, counts, allow_pickle=False)
+    with _timed("writing labels, masks and dense features"):
+        _write_rows(graph, order, storage, directory)
     original_ids = order.position
     if graph.original_ids is not None:
         names = np.asarray(graph.original_ids)
@@ -283,13 +315,61 @@ def _description(graph: Graph, storage: FeatureStorage) -> str:
     )
 
 
-def _labels_and_masks(graph: Graph, positions: np.ndarray) -> dict[str, np.ndarray]:
-    """Of the nodes at `positions`, as DGL's servers will hold them."""
-    return {
-        "labels": graph.labels[positions],
-        "train_mask": graph.train_mask[positions].astype(np.uint8),
-        "val_mask": graph.val_mask[positions].astype(np.uint8),
-        "test_mask": graph.test_mask[positions].astype(np.uint8),
+def _mapped(path: Path, dtype: np.dtype, start: int, length: int) -> np.ndarray:
+    """`length` values from a file; nothing cannot be mapped."""
+    return np.memmap(path, dtype, "r", start, (length,)) if length else np.empty(0, dtype)
+
+
+def _write_rows(graph: Graph, order: Order, storage: FeatureStorage, directory: Path) -> None:
+    """Write each part's rows as DGL reads them; the graph's are read once, as they lie."""
+    from distsage.partitioning.dgl_format import NodeData
+
+    one = _rows(graph, storage, 0, 1)
+    columns = {name: (rows.dtype, rows.shape[1:]) for name, rows in one.items()}
+    # One file, but two where dense rows are for stock DGL alone.
+    held = {NODE_DATA: columns.keys() - {"features"}, storage.dgl_node_data: columns.keys()}
+    files = [
+        [
+            NodeData.create(
+                directory / f"part{part}" / file,
+                int(num_nodes),
+                {name: columns[name] for name in columns if name in names},
+            )
+            for file, names in held.items()
+        ]
+        for part, num_nodes in enumerate(np.diff(order.offsets))
+    ]
+    step = rows_per_chunk(sum(rows.nbytes for rows in one.values()))
+    for start in range(0, graph.num_nodes, step):
+        rows = _rows(graph, storage, start, start + step)
+        gid = order.gid[start : start + step]
+        place = np.argsort(gid)
+        gid = gid[place]
+        owner = np.searchsorted(order.offsets, gid, side="right") - 1
+        # The nodes of one trainer are numbered in the order in which they lie: long runs.
+        new_run = (np.diff(gid) != 1) | (np.diff(owner) != 0)
+        bounds = [0, *(np.flatnonzero(new_run) + 1), len(gid)]
+        for first, last in pairwise(bounds):
+            part = int(owner[first])
+            row = int(gid[first] - order.offsets[part])
+            for file in files[part]:
+                for name in file.columns:
+                    file.write(name, row, rows[name][place[first:last]])
+
+
+def _rows(graph: Graph, storage: FeatureStorage, start: int, end: int) -> dict[str, np.ndarray]:
+    """Some rows of the graph's nodes, as DGL's servers will hold them."""
+    rows = {}
+    if storage.for_stock_dgl:
+        features = graph.features[start:end]
+        if not isinstance(features, np.ndarray):
+            features = features.toarray()
+        rows["features"] = np.ascontiguousarray(features, np.float32)
+    return rows | {
+        "labels": graph.labels[start:end],
+        "train_mask": graph.train_mask[start:end].astype(np.uint8),
+        "val_mask": graph.val_mask[start:end].astype(np.uint8),
+        "test_mask": graph.test_mask[start:end].astype(np.uint8),
     }
 
 

@@ -1,0 +1,116 @@
+"""`partition` within a bound on memory: features several times larger, and a bound too small."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distsage.cli import main
+from distsage.config import parse_bytes
+from distsage.limits import hold_to
+from distsage.partitioning.parts import Parts
+
+ROWS, COLUMNS = 65_536, 256  # 64 MiB in float32
+
+
+def write_npz(path: Path, rows: np.ndarray) -> str:
+    node = np.arange(len(rows))
+    np.savez(
+        path.with_suffix(".npz"),
+        num_nodes=len(rows),
+        edge_src=node,
+        edge_dst=np.roll(node, 1),
+        labels=node % 2,
+        features=rows,
+    )
+    return str(path.with_suffix(".npz"))
+
+
+# How it is written, of which type, and the MiB that may be used.
+SOURCES: dict[str, tuple[Callable[[Path, np.ndarray], str], type[np.floating], int]] = {
+    "mapped": (write_npz, np.float32, 20),
+    "converted": (write_npz, np.float64, 20),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_features_larger_than_memory(source: str, tmp_path: Path) -> None:
+    write, dtype, mebibytes = SOURCES[source]
+    features = np.random.default_rng(0).random((ROWS, COLUMNS), np.float32)
+    dataset = write(tmp_path / "large", features.astype(dtype))
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.unit.programs.partition_within", str(mebibytes)),
+            *(write(tmp_path / "small", features[:40].astype(dtype)), dataset),
+            str(tmp_path / "parts"),
+        ],
+        # What threads set aside counts: stacks of 8 MiB and arenas of 64 MiB, by default.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 20)),
+        env=os.environ
+        | {
+            "OMP_NUM_THREADS": "1",
+            "MALLOC_ARENA_MAX": "1",
+            "ARROW_DEFAULT_MEMORY_POOL": "system",
+        },
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert ended.returncode == 0, ended.stderr
+    parts = Parts.open(tmp_path / "parts")
+    original = parts.original_ids()
+    for part, summary in enumerate(parts.manifest.parts):
+        rows = parts.load_part(part)["features"]
+        np.testing.assert_array_equal(rows, features[original[slice(*summary.nodes)]])
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
+
+
+@pytest.fixture
+def unbound() -> Iterator[None]:
+    """Later tests may use all memory again."""
+    yield
+    hold_to(None)
+
+
+def run(*options: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["partition", "--num-parts", "2", *options])
+    return int(str(ended.value.code))
+
+
+@pytest.mark.usefixtures("unbound")
+def test_too_small_a_limit_is_named_with_what_it_would_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--dataset", "synthetic:3000:20", "--output", str(tmp_path / "parts")]
+    assert run(*options, "--memory", "1M") == 2
+    reading = capsys.readouterr().err.splitlines()[-1]
+    assert "synthetic: sorting " in reading
+    least = [int(number) for number in re.findall(r"give --memory (\d+)M or more", reading)]
+    assert run(*options, "--memory", f"{least[0] + 20}M") == 2
+    writing = capsys.readouterr().err.splitlines()[-1]
+    assert "too little memory; give --memory" in writing
+    assert list(tmp_path.iterdir()) == []
+    least = [int(number) for number in re.findall(r"give --memory (\d+)M or more", writing)]
+    # What the imports of the attempt above took counts by now; some more are to come.
+    main(["partition", "--num-parts", "2", *options, "--memory", f"{least[0] + 200}M"])
+    assert Parts.open(tmp_path / "parts").num_parts == 2
+
+
+@pytest.mark.parametrize("text", ["", "4", "0G", "-1G", "4GG", "four", "1e3G", "4 X"])
+def test_sizes_that_are_none(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--dataset", "synthetic", "--memory", text) == 2
+    assert "such as 4G" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4G", 4 << 30), ("1.5k", 1536), ("20MiB", 20 << 20), ("1TB", 1 << 40)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
