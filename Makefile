@@ -44,7 +44,8 @@ test: mpis ## unit and MPI tests, those of the kernels at every level that the m
 	@$(PYTEST) $(TESTS) $(TWO_AT_A_TIME) -o timeout=900 $(ARGS)
 	@for level in $$(.venv/bin/python -m tools.levels); do \
 	  echo "at level $$level:"; \
-	  DISTSAGE_KERNELS=$$level $(PYTEST) $(TESTS) $(TWO_AT_A_TIME) -o timeout=900 -m levels $(ARGS); \
+	  DISTSAGE_KERNELS=$$level $(PYTEST) $(TESTS) $(TWO_AT_A_TIME) -o timeout=900 \
+	    -m 'levels and not own_level' $(ARGS); \
 	done
 
 test-cluster: mpis ## tests on a Slurm cluster on this machine (root; installs Debian packages)

@@ -82,7 +82,7 @@ SUBJECTS = {
     "data": "dataset undirected split split_index feature_norm categorical fill dataset_root "
     "ignore_edges",
     "parts": "parts conf_file num_parts part_method attempts balance_train balance_edges "
-    "num_trainers_per_host force stage topology",
+    "num_trainers_per_host memory force stage topology",
     "model": "num_hidden dropout precision input_layer device",
     "sampling": "fan_out sampler replace batch_size num_workers",
     "training": "num_epochs lr weight_decay eval_every on_nan seed",
@@ -102,6 +102,7 @@ _PLACEHOLDERS = {
     "resume": "auto|never|PATH",
     "interface": "NAME|SUBNET",
     "cache_bytes": "BYTES",
+    "memory": "SIZE",
     "startup_timeout": "SECONDS",
     "stall_timeout": "SECONDS",
     "checkpoint_minutes": "MINUTES",

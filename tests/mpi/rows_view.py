@@ -43,7 +43,10 @@ def be_a_rank(watched: Watched) -> None:
     source = BatchSource(
         config,
         SeedPlan(np.empty(0, np.int64), [0], 1, 0, trainers.rank),
-        [Sampler(job.parts.topology(), config.fan_outs) for _ in range(max(1, config.num_workers))],
+        [
+            Sampler(job.parts.parts.topology(), config.fan_outs)
+            for _ in range(max(1, config.num_workers))
+        ],
         rows,
         Labels(0, store.own_rows("labels")),
         torch.device("cpu"),

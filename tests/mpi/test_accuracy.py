@@ -77,7 +77,11 @@ def score_of(
     return score
 
 
-@pytest.mark.parametrize("num_parts", NUM_PARTS)
+# At lower levels of kernels one number of parts tells enough.
+@pytest.mark.parametrize(
+    "num_parts",
+    [pytest.param(n, marks=[] if n == FAST_PARTS else [pytest.mark.own_level]) for n in NUM_PARTS],
+)
 def test_accuracy(
     num_parts: int,
     real_graph: RealGraph,

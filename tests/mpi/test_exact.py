@@ -141,7 +141,9 @@ def test_step_by_step(partitioned: Partitioned, tmp_path: Path) -> None:
     assert plan.num_steps == 1
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "hosts", [3, *(pytest.param(n, marks=pytest.mark.own_level) for n in (1, 2, 4))]
+)
 def test_any_number_of_hosts(hosts: int, partitioned: Partitioned, tmp_path: Path) -> None:
     """A host holds several parts; the trainers of three hosts have unequal shares."""
     parts = partitioned(planted(), NUM_PARTS)

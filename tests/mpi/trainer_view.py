@@ -42,7 +42,7 @@ def be_a_rank(watched: Watched) -> None:
     config, assignment, manifest = job.config, job.assignment, job.parts.manifest
     trainers = Collectives(assignment.trainer_rank, assignment.num_trainers)
     low, high = manifest.parts[assignment.host].nodes
-    topology = job.parts.topology()
+    topology = job.parts.parts.topology()
 
     # Every node from everywhere, part by part, mixed inside each part.
     rng = np.random.default_rng(trainers.rank)

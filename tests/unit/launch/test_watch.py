@@ -171,10 +171,22 @@ def test_a_stopped_watcher_is_missed_by_the_next_one(tmp_path):
     assert output.count("distsage: ") == 1
 
 
+_started = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on():
+    yield
+    for rank in _started:
+        rank.kill()
+        rank.wait()
+    _started.clear()
+
+
 def start_ring(directory, behaviours, **settings):
     """One process per behaviour, started and not waited for."""
     root = PROGRAM.parents[3]
-    return [
+    ranks = [
         subprocess.Popen(
             [
                 *(sys.executable, PROGRAM, str(rank), str(len(behaviours))),
@@ -187,6 +199,8 @@ def start_ring(directory, behaviours, **settings):
         )
         for rank, behaviour in enumerate(behaviours)
     ]
+    _started.extend(ranks)
+    return ranks
 
 
 def end_ring(ranks):
@@ -289,6 +303,7 @@ def test_the_batch_script_learns_where_rank_0_is_watched_and_how_all_ended(tmp_p
     note = tmp_path / "batch-note"
     ranks = start_ring(tmp_path, ["until-enough", "until-enough"], DISTSAGE_FAILURE_NOTE=str(note))
     wait_for_files(tmp_path, "serves-?", 2)
+    wait_for_files(tmp_path, "batch-note.running", 1)
     running = Path(f"{note}.running")
     assert running.read_text() == f"{socket.gethostname()} {ranks[0].pid}\n"
     (tmp_path / "enough").touch()
