@@ -381,6 +381,8 @@ class Trainer:
         attempts = self._attempts.get(self._epoch, 0)
         if self._config.on_nan == "stop" or attempts == _MOST_ATTEMPTS:
             tried = f" in spite of {attempts} other seeds" if attempts else ""
+            self._flush()
+            self._trainers.barrier()  # whoever ends first ends the job
             raise UserError(
                 f"{sentence}{tried}; lower --lr, or look for huge values in the features"
             )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -338,7 +339,17 @@ def bad_at(epoch: int, step: int, failing_attempts: int) -> Source:
     return source
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_the_weights(tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was to be saved before is saved, on a slow disk as well."""
+    save = RunDirectory.save_checkpoint
+
+    def slowly(*args: Any) -> None:
+        time.sleep(0.5)
+        save(*args)
+
+    monkeypatch.setattr(RunDirectory, "save_checkpoint", slowly)
     sentence = (
         r"the loss of step 1 of epoch 3 is nan \(learning rate 0.003, batch of trainer 0 with 10 "
         r"seed nodes\); lower --lr, or look for huge values in the features"
