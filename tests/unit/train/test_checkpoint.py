@@ -346,7 +346,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_the_weights(
     save = RunDirectory.save_checkpoint
 
     def slowly(*args: Any) -> None:
-        time.sleep(0.5)
+        time.sleep(2.0)
         save(*args)
 
     monkeypatch.setattr(RunDirectory, "save_checkpoint", slowly)
