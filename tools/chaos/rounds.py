@@ -23,8 +23,8 @@ from .site import ChaosError, Site, clear
 _JOB_SECONDS = 150.0
 # So long takes a disk that is slow enough for a fault to hit a checkpoint being written.
 _FSYNC_SECONDS = 0.2
-# What an epoch's record says of time and traffic, which no two runs have in common.
-_OWN_TO_A_RUN = re.compile(r"seconds|bytes|_ms$|wait")
+# What an epoch's record says of time, traffic and hosts, which no two runs have in common.
+_OWN_TO_A_RUN = re.compile(r"seconds|bytes|_ms$|wait|^hosts$")
 
 
 @dataclass(frozen=True)
