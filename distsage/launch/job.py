@@ -23,6 +23,7 @@ from distsage.launch import gpus
 from distsage.launch import hosts as host_lists
 from distsage.launch.agreement import Agreement, reach_agreement
 from distsage.launch.keys import derive_key
+from distsage.launch.listeners import listening, take_nobody_any_more
 from distsage.launch.ports import listen
 from distsage.launch.roles import Assignment, Role
 from distsage.launch.stage import stage_parts, staged_path
@@ -282,6 +283,7 @@ def connect(job: Job, watched: Watched) -> "GraphStore":
     os.environ["GLOO_SOCKET_IFNAME"] = own.interface
     # With "=", NCCL takes this interface alone, not all whose names begin like it.
     os.environ["NCCL_SOCKET_IFNAME"] = f"={own.interface}"
+    before = listening()  # MPI's own may be called later
     torch.distributed.init_process_group(
         "gloo" if job.device == "cpu" else "cpu:gloo,cuda:nccl",
         store=rendezvous,
@@ -289,4 +291,6 @@ def connect(job: Job, watched: Watched) -> "GraphStore":
         world_size=assignment.num_trainers,
         timeout=_LONGEST_WAIT,
     )
+    torch.distributed.barrier()  # all are connected
+    take_nobody_any_more(listening() - before)
     return graph_store

@@ -4,6 +4,7 @@ DGL's ports have tests of their own; those of MPI and its daemons are named in d
 """
 
 import pickle
+import resource
 import socket
 import struct
 from contextlib import suppress
@@ -20,6 +21,7 @@ from distsage.launch.ports import LAST_PORT
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]
 
 EPOCHS = 400
+MANY = 1_100
 QUICK = ("--num-hidden", 16, "--batch-size", 40, "--fan-out", "4,6", "--num-workers", 1)
 QUICK += ("--num-epochs", EPOCHS, "--eval-every", 50)
 SAID = {
@@ -45,19 +47,23 @@ def listening(process: psutil.Process) -> list[tuple[str, int]]:
 def test_a_job_trains_whatever_strangers_say(partitioned: Partitioned, tmp_path: Path) -> None:
     parts = partitioned(planted(), 2)
     train(4, parts, tmp_path / "undisturbed", *QUICK, hosts=2)
-    job = Job(4, *train_arguments(parts, tmp_path / "run", *QUICK, hosts=2))
+    # As many descriptors as accounts mostly have: strangers take them all.
+    limit = ("prlimit", "--nofile=1024")
+    job = Job(4, *train_arguments(parts, tmp_path / "run", *QUICK, hosts=2), within=limit)
     job.trains()
     ranks = [psutil.Process(pid) for _, pid in sorted(job.rank_processes().items())]
     watchers = [address for rank in ranks for address in listening(rank.parent())]
     trainers = [address for rank in ranks[1::2] for address in listening(rank)]
     held = []
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     for address in (*watchers, *trainers):
         for said in SAID.values():
             connection = socket.create_connection(address, 10)
             with suppress(ConnectionError):  # who is called hangs up
                 connection.sendall(said)
             held.append(connection)
-        held += [socket.create_connection(address, 10) for _ in range(100)]
+        held += [socket.create_connection(address, 10) for _ in range(MANY)]
     assert job.wait().stderr == ""
     assert [ip for ip, _ in watchers] == ["127.0.0.1"] * 2 + ["127.0.0.2"] * 2
     # gloo listens on the first address of its interface, here the machine's own.
