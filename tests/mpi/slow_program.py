@@ -55,9 +55,9 @@ def read_slowly(seconds: float) -> None:
 
 
 def slow_load(hang: bool) -> None:
-    from dgl.distributed import dist_graph
+    from distsage.launch.dgl import patches
 
-    load = dist_graph.load_partition_feats
+    load = patches.read_node_data
 
     def load_slowly(*args: Any, **kwargs: Any) -> Any:
         read_slowly(10.0 if hang else LOAD_SECONDS)
@@ -65,7 +65,7 @@ def slow_load(hang: bool) -> None:
             time.sleep(300)
         return load(*args, **kwargs)
 
-    dist_graph.load_partition_feats = load_slowly
+    patches.read_node_data = load_slowly
 
 
 def slow_layers(hang: bool) -> None:
@@ -99,8 +99,8 @@ def slow_down() -> None:
     def mark_and_slow_down(self: Any, doing: str, state: Any = progress.State.WORKING) -> None:
         mark(self, doing, state)
         if (RANK, what, doing) in (
-            ("0", "work", "loading its part"),
-            ("0", "hung-load", "loading its part"),
+            ("0", "work", "loading its parts"),
+            ("0", "hung-load", "loading its parts"),
         ):
             slow_load(what == "hung-load")
         if (RANK, what, doing) in (

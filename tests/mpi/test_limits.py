@@ -42,7 +42,7 @@ def test_a_healthy_job_outlives_its_limits(start, tmp_path: Path) -> None:
 
 def test_a_stuck_rank_is_named(start, tmp_path: Path) -> None:
     causes = {
-        "hung-load": ("rank 0 (server on ", "no progress for 10 s (loading its part)"),
+        "hung-load": ("rank 0 (server on ", "no progress for 10 s (loading its parts)"),
         "hung-layer": ("rank 1 (trainer on ", "no progress for 10 s (computing layer "),
     }
     # A server that has loaded, and is killed before a trainer has mapped it, leaves its segments to

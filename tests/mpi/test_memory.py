@@ -103,7 +103,7 @@ def test_memory_of_the_job(group: Path, parts: Path, tmp_path: Path) -> None:
     end(within, parts, tmp_path / "fits", 0)
     limit.write_text(str(900 << 20))
     said = end(within, parts, tmp_path / "not", 2)
-    assert said.count("of memory are left for this job but part 0, 1 needs ") == 1
+    assert said.count("of memory are left for this job but part 0, part 1 needs ") == 1
     assert "Traceback" not in said
     assert not (tmp_path / "not").exists()
 
