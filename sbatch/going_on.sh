@@ -57,12 +57,14 @@ wait_for() {
   done
 }
 
-# wait_for_watchers: those on this host put it in order. When the launcher was killed they notice a
-# moment later, and Slurm would kill them with the end of this script.
+# wait_for_watchers: they put their hosts in order. When the launcher was killed they notice a moment
+# later, and Slurm would kill them with the end of this script. Where a shared file system keeps locks
+# to each host, this waits for those on this one.
 wait_for_watchers() {
-  local lock
-  lock=$DISTSAGE_FAILURE_NOTE.on-$(hostname)
-  [[ ! -e $lock ]] || flock -x -w 10 "$lock" true || true
+  local lock until=$((SECONDS + 10))
+  for lock in "$DISTSAGE_FAILURE_NOTE".on-*; do
+    [[ ! -e $lock ]] || flock -x -w "$((until > SECONDS ? until - SECONDS : 0))" "$lock" true || true
+  done
 }
 
 # Whether Slurm has preempted the job, but leaves it some time.
