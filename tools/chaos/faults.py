@@ -56,6 +56,7 @@ class Fault:
         training_seconds: that the job is made to train for, at least, without the fault.
         checkpoints: that have to be there before it.
         says: a pattern that one of distsage's lines has to match.
+        leaves: a pattern of what may lie on a host until the next job sweeps it; "" for nothing.
     """
 
     aim: Callable[[Run, random.Random], Strike]
@@ -65,6 +66,7 @@ class Fault:
     training_seconds: float = 30.0
     checkpoints: int = 1
     says: str = ""
+    leaves: str = ""
 
 
 def _kill_rank(number: int, part: str, signal: Signals) -> Callable[[Run, random.Random], Strike]:
@@ -213,7 +215,9 @@ FAULTS: Mapping[str, Fault] = {
     "trainer-killed": Fault(_kill_rank(1, "rank", Signals.SIGKILL), _END),
     "server-killed": Fault(_kill_rank(0, "rank", Signals.SIGKILL), _END),
     "watcher-killed": Fault(_kill_rank(1, "watcher", Signals.SIGKILL), _END),
-    "mpirun-killed": Fault(_kill_mpirun, _END),
+    # Slurm ends the step of mpirun's daemon on another host, and kills all its processes at once,
+    # watchers too.
+    "mpirun-killed": Fault(_kill_mpirun, _END, leaves=r"/distsage-stage\."),
     "slurmd-killed": Fault(_kill_slurmd, frozenset({WENT_ON, ENDED, REQUEUED}), bound=90),
     "trainer-stopped": Fault(_kill_rank(1, "rank", Signals.SIGSTOP), _END),
     "server-stopped": Fault(_kill_rank(0, "rank", Signals.SIGSTOP), _END),

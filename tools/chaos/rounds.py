@@ -193,7 +193,8 @@ def _disturb(run: Run, outcome: Outcome, reference: Reference) -> None:
         return
     if strike.repair is not None and strike.after is None:
         strike.repair()
-    if left := run.site.left():
+    left = [one for one in run.site.left() if not (fault.leaves and re.search(fault.leaves, one))]
+    if left:
         outcome.problems.append(f"left after the fault: {', '.join(left)}")
     outcome.lost_seconds = _lost_seconds(run, plan, wall)
 
