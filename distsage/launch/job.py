@@ -291,6 +291,6 @@ def connect(job: Job, watched: Watched) -> "GraphStore":
         world_size=assignment.num_trainers,
         timeout=_LONGEST_WAIT,
     )
-    torch.distributed.barrier()  # all are connected
+    torch.distributed.all_reduce(torch.zeros(1))  # all are connected; by gloo, with GPUs as well
     take_nobody_any_more(listening() - before)
     return graph_store

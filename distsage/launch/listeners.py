@@ -31,12 +31,14 @@ def take_nobody_any_more(descriptors: set[int]) -> None:
     Args:
         descriptors: of sockets that listen.
     """
+    loops = []
     for entry in _DESCRIPTORS.iterdir():
-        with contextlib.suppress(OSError):
-            if os.readlink(entry) != "anon_inode:[eventpoll]":
-                continue
-            watched = Path(f"/proc/self/fdinfo/{entry.name}").read_text()
-            with contextlib.closing(select.epoll.fromfd(os.dup(int(entry.name)))) as loop:
-                for number in re.findall(r"^tfd:\s*(\d+)", watched, re.MULTILINE):
-                    if int(number) in descriptors:
-                        loop.modify(int(number), 0)
+        with contextlib.suppress(OSError):  # the one of this loop
+            if os.readlink(entry) == "anon_inode:[eventpoll]":
+                loops.append(entry.name)
+    for name in loops:
+        watched = Path(f"/proc/self/fdinfo/{name}").read_text()
+        with contextlib.closing(select.epoll.fromfd(os.dup(int(name)))) as loop:
+            for number in re.findall(r"^tfd:\s*(\d+)", watched, re.MULTILINE):
+                if int(number) in descriptors:
+                    loop.modify(int(number), 0)
