@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Sequence
@@ -71,9 +72,12 @@ class Job:
         self.segments = segments()
         assert mpi == "openmpi" or MPIS[mpi].exists(), f"{mpi} is not installed: make mpis"
         command, environment = launcher(n, MPIS[mpi])
+        # Open MPI keeps a directory by the number of mpirun's process and, once killed, leaves it;
+        # the next mpirun of that number refuses to start over what it finds.
+        self.temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
             [*within, *command, sys.executable, "-m", "mpi4py", *map(str, arguments)],
-            env=environment | OURS | {MARKER: self.marker},
+            env=environment | OURS | {MARKER: self.marker, "TMPDIR": self.temporary.name},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -121,6 +125,7 @@ class Job:
             survivors = self._within(5, self._processes)
         finally:
             self._kill()
+            self.temporary.cleanup()
         assert not survivors, f"processes {survivors} outlive the job: {said}"
         # Other jobs on this machine have segments, too; one that nobody holds is left behind.
         left = self._within(30, lambda: segments() - self.segments - held_segments())
