@@ -9,7 +9,7 @@
 #   .ended      all ranks have ended well
 #   .progress   the run has a later checkpoint than it went on from
 #   .stopped    why it stopped early, with a checkpoint
-#   .on-HOST    locked as long as a watcher on that host lives
+#   .on-HOST    locked as long as a rank, its watcher or what sweeps after them lives on that host
 notes=$DISTSAGE_LOGS/job-${SLURM_JOB_ID:?}
 export DISTSAGE_FAILURE_NOTE=$notes/failure
 # The directory gets another name first, so that a watcher which speaks only now leaves nothing.

@@ -8,7 +8,7 @@ begin like the note's:
     .ended      all ranks have ended well, whatever becomes of their launcher
     .progress   the run has got on since it began or went on
     .stopped    the run has stopped with a checkpoint because it was asked to; why
-    .on-HOST    locked as long as a watcher on that host lives
+    .on-HOST    locked as long as a rank, its watcher or what sweeps after them lives on that host
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def claim(note: str | None, line: str) -> Claim:
 def show_that_it_lives() -> IO[str] | None:
     """Hold a lock that the batch script on this host, if there is one, waits for when all is over.
 
-    Slurm kills what is left when the script ends; a watcher has to put its host in order before.
+    Slurm kills what is left when the script ends; a sweeper has to put its host in order before.
 
     Returns:
         The file, which the caller keeps open.

@@ -23,7 +23,8 @@ ends; the ring then falls like dominoes, each watcher taking its rank with it.
 
 SIGUSR1 and SIGUSR2 ask the job to stop by itself, with a checkpoint; the request goes round the
 ring. SIGTERM asks it, too, but the job has a few seconds only. A rank that has done all its work
-and does not get away from MPI is ended. Whatever a rank's host may have left, its watcher removes.
+and does not get away from MPI is ended. What a rank may have left on
+its host, a sweeper removes (`distsage.launch.watch.sweeper`).
 
 Strangers can reach a watcher's port. It takes connections from the previous rank's address alone,
 few at a time, and believes nothing that is not signed (`distsage.launch.watch.link`). Runs on every
@@ -37,7 +38,6 @@ import json
 import mmap
 import os
 import selectors
-import shutil
 import signal
 import socket
 import sys
@@ -76,7 +76,7 @@ from distsage.launch.watch.ring import (
     YIELD_SECONDS,
     Ring,
 )
-from distsage.limits import SHARED_MEMORY
+from distsage.launch.watch.sweeper import Sweeper
 
 _END = (signal.SIGTERM, signal.SIGINT)
 _STOP = (signal.SIGUSR1, signal.SIGUSR2)
@@ -152,14 +152,14 @@ def run_watched(main: Callable[[Watched], None], startup_timeout: float) -> None
     # alone, or to both.
     for number in (*_END, *_STOP):
         signal.signal(number, lambda *_: None)
+    sweeper = Sweeper()
     wake_write.setblocking(False)
     signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
     watcher = os.getpid()
     child = os.fork()
     if child != 0:
         child_end.close()
-        _alive = failure_note.show_that_it_lives()  # until this process ends
-        _Watcher(child, page, own_end, wake_read, startup_timeout).run()
+        _Watcher(child, page, own_end, wake_read, startup_timeout, sweeper).run()
     _end_with(watcher)
     own_end.close()
     wake_read.close()
@@ -198,6 +198,7 @@ class _Watcher:
         channel: socket.socket,
         wake: socket.socket,
         startup_timeout: float,
+        sweeper: Sweeper,
     ) -> None:
         self.child = child
         self.page = page
@@ -211,8 +212,7 @@ class _Watcher:
         self.strangers: dict[socket.socket, _Caller] = {}  # the oldest first
         self.previous: _Caller | None = None
         self.next: _Called | None = None
-        self.segments: str | None = None  # how the names of those begin that the rank may leave
-        self.staged: str | None = None
+        self.sweeper = sweeper
         self.heard = time.monotonic()
         self.marks: list[int] = []  # how many each rank is known to have made
         self.others_moved = self.heard  # when one of the others is last known to have got on
@@ -337,7 +337,7 @@ class _Watcher:
             elif "listen" in message:
                 self._listen(message["listen"], message["caller"])
             elif "segments" in message:
-                self.segments, self.staged = message["segments"], message["staged"]
+                self.sweeper.leave_nothing(message["segments"], message["staged"])
             elif "startup_timeout" in message:
                 self.startup_timeout = message["startup_timeout"]
             elif "finished" in message:
@@ -710,11 +710,8 @@ class _Watcher:
         deadline = time.monotonic() + _KILL_SECONDS
         while self.child and time.monotonic() < deadline:
             if os.waitpid(self.child, os.WNOHANG) != (0, 0):
-                break
+                self.child = 0
             time.sleep(0.005)
-        if self.segments is not None:
-            for segment in SHARED_MEMORY.glob(f"{self.segments}*"):
-                segment.unlink(missing_ok=True)
-        if self.staged is not None:
-            shutil.rmtree(self.staged, ignore_errors=True)
+        if not self.child:  # else it waits within the kernel, and what is left goes when it has
+            self.sweeper.sweep()
         os._exit(status)

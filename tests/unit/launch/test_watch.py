@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from distsage.launch.watch import failure_note
+from distsage.launch.watch.sweeper import Sweeper
 from distsage.launch.watch.watcher import _Watcher
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "watched_program.py"
@@ -282,7 +283,9 @@ def test_ranks_that_have_done_all_their_work_need_not_get_away_from_mpi(tmp_path
     assert no_rank_survives(tmp_path)
 
 
-@pytest.mark.parametrize("behaviour", ["good", "raise", "abort", "terminate-watcher"])
+@pytest.mark.parametrize(
+    "behaviour", ["good", "raise", "abort", "terminate-watcher", "kill-watcher"]
+)
 def test_a_watcher_leaves_nothing_of_its_rank(tmp_path, behaviour):
     segments = [Path(f"/dev/shm/distsage.test.{tmp_path.name}.{rank}.x") for rank in (0, 1, 10)]
     staged = [tmp_path / f"staged-{rank}" for rank in (0, 1, 10)]
@@ -293,6 +296,10 @@ def test_a_watcher_leaves_nothing_of_its_rank(tmp_path, behaviour):
             (path / "part0").mkdir(parents=True)
             (path / "part0" / "x").touch()
         run_ring(tmp_path, ["good" if behaviour == "good" else "wait", behaviour])
+        if behaviour == "kill-watcher":  # nobody waits for its sweeper
+            deadline = time.monotonic() + 10
+            while (segments[1].exists() or staged[1].exists()) and time.monotonic() < deadline:
+                time.sleep(0.01)
         assert [path.exists() for path in (*segments, *staged)] == [False, False, True] * 2
     finally:
         for path in segments:
@@ -376,6 +383,6 @@ def test_the_end_of_a_rank_may_be_told_twice():
     """A rank that ends while its watcher starts: once by looking, once by the signal."""
     own_end, other_end = socket.socketpair()
     with own_end, other_end:
-        watcher = _Watcher(0, mmap.mmap(-1, mmap.PAGESIZE), own_end, other_end, 1.0)
+        watcher = _Watcher(0, mmap.mmap(-1, mmap.PAGESIZE), own_end, other_end, 1.0, Sweeper())
         watcher._reap()
         assert watcher.verdict is None
