@@ -270,6 +270,7 @@ def connect(job: Job, watched: Watched) -> "GraphStore":
     Blocks while the servers load their parts.
     """
     from distsage.launch.dgl.client import GraphStore
+    from distsage.launch.proof import prove_trainers
 
     assignment, rendezvous = job.assignment, job.rendezvous
     assert rendezvous is not None
@@ -291,6 +292,6 @@ def connect(job: Job, watched: Watched) -> "GraphStore":
         world_size=assignment.num_trainers,
         timeout=_LONGEST_WAIT,
     )
-    torch.distributed.all_reduce(torch.zeros(1))  # all are connected; by gloo, with GPUs as well
-    take_nobody_any_more(listening() - before)
+    prove_trainers(job.dgl.secret, job.dgl.trainer_names)
+    take_nobody_any_more(listening() - before)  # all are connected
     return graph_store

@@ -18,8 +18,8 @@ class Moment(enum.Enum):
     CHECKPOINT = "checkpoint"
 
 
-def come_near(moment: Moment, run: Run, checkpoints: int, rng: random.Random) -> None:
-    """Wait until the job is about to be what `moment` says.
+def come_near(moment: Moment, run: Run, checkpoints: int, rng: random.Random) -> bool:
+    """Wait until the job is about to be what `moment` says; False where that did not come in time.
 
     Args:
         moment: that is waited for.
@@ -27,12 +27,15 @@ def come_near(moment: Moment, run: Run, checkpoints: int, rng: random.Random) ->
         checkpoints: there have to be by then; counts during training only.
         rng: chooses which epoch it is.
     """
-    run.wait_for(lambda: run.state().name == "RUNNING", _COME_SECONDS)
-    if moment is not Moment.STARTUP:
-        epoch = rng.randint(1, NUM_EPOCHS // 3)
-        run.wait_for(
-            lambda: run.epochs() >= epoch and len(run.checkpoints()) >= checkpoints, _COME_SECONDS
-        )
+    if run.wait_for(lambda: run.state().name == "RUNNING", _COME_SECONDS) is None:
+        return False
+    if moment is Moment.STARTUP:
+        return True
+    epoch = rng.randint(1, NUM_EPOCHS // 3)
+    come = run.wait_for(
+        lambda: run.epochs() >= epoch and len(run.checkpoints()) >= checkpoints, _COME_SECONDS
+    )
+    return come is not None
 
 
 def arrive(moment: Moment, run: Run, startup_seconds: float, rng: random.Random) -> bool:

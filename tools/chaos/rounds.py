@@ -164,7 +164,9 @@ def _disturb(run: Run, outcome: Outcome, reference: Reference) -> None:
     if plan.moment is Moment.CHECKPOINT:
         slow["fsync"] = _FSYNC_SECONDS
     run.submit(fault=slow)
-    come_near(plan.moment, run, fault.checkpoints, rng)
+    if not come_near(plan.moment, run, fault.checkpoints, rng):
+        outcome.problems.append("not struck: the job did not get there in time")
+        return
     try:
         strike = fault.aim(run, rng)
     except NoTargetError as error:
