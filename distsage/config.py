@@ -482,7 +482,8 @@ class WatchConfig:
     """Follow a run from its directory alone, until it is over.
 
     Ends with status 0 when the run has finished, with 1 when it has stopped, failed or fallen
-    silent.
+    silent; where `squeue` can be asked, not before Slurm has done with the run's job, so that a job
+    that is queued again is followed, too.
     """
 
     run: Path = field(metadata=POSITIONAL)

@@ -1,9 +1,12 @@
 """Follows a run from its directory alone. Runs on any host that sees the directory.
 
 The directory is read again every few seconds. A run that is over, or that has not said for two
-minutes where it is, ends the watch.
+minutes where it is, ends the watch; but not while Slurm, where it can be asked, still has the run's
+job: it may run again and go on.
 """
 
+import contextlib
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,14 +17,18 @@ from distsage.report.text import host_table
 from distsage.train.records import Run, read_run
 
 _REFRESH_SECONDS = 2.0
+_SLURM_ANSWER_SECONDS = 30.0
+# A job that runs again says so within this time, unless it reads or copies parts for longer.
+_COMING_UP_SECONDS = 300.0
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _CURVE = 60
 
 
 def watch(path: Path, sleep: Callable[[float], None] = time.sleep) -> bool:
-    """Show a run until it is over. Blocks.
+    """Show a run until it is over. Blocks, also while its job is queued to run again.
 
-    On a terminal the picture is drawn anew; elsewhere something is printed when an epoch is over.
+    On a terminal the picture is drawn anew; elsewhere something is printed when an epoch is over,
+    and when the run stops or goes on.
 
     Args:
         path: of the run directory.
@@ -34,23 +41,69 @@ def watch(path: Path, sleep: Callable[[float], None] = time.sleep) -> bool:
         UserError: the directory cannot be read, or is none of a run.
     """
     shown = None
+    runs_since: float | None = None
     while True:
         run = read_run(path)
         state, _ = run.state
+        in_slurm = None if state in ("running", "finished") else job_state(run)
+        if in_slurm != "RUNNING":
+            runs_since = None
+        elif runs_since is None:
+            runs_since = time.monotonic()
+        elif time.monotonic() - runs_since > _COMING_UP_SECONDS:
+            in_slurm = None  # whatever it does, it does not go on with this run
+        now = picture(run, in_slurm)
+        facts = len(run.epochs), state, in_slurm, len(run.starts)
         if sys.stdout.isatty():
-            print(f"\x1b[H\x1b[2J{picture(run)}", flush=True)
-        elif shown != (len(run.epochs), state):
-            shown = len(run.epochs), state
-            print(picture(run), flush=True)
-        if state != "running":
+            print(f"\x1b[H\x1b[2J{now}", flush=True)
+        elif shown != facts:
+            shown = facts
+            print(now, flush=True)
+        if state != "running" and in_slurm is None:
             return state == "finished"
         sleep(_REFRESH_SECONDS)
 
 
-def picture(run: Run) -> str:
-    """What there is to say of a run at this moment."""
+def job_state(run: Run) -> str | None:
+    """What Slurm says of a run's job, such as PENDING.
+
+    None if Slurm does not have the job any more, cannot be asked here, or the run was no job.
+    """
+    job = run.about.get("environment", {}).get("slurm", {}).get("SLURM_JOB_ID")
+    if job is None:
+        return None
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        answer = subprocess.run(
+            ["squeue", "--noheader", "--format=%T", f"--jobs={job}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SLURM_ANSWER_SECONDS,
+            check=False,
+        )
+        if answer.returncode == 0 and answer.stdout.strip():
+            return answer.stdout.split()[0]
+    return None
+
+
+def picture(run: Run, in_slurm: str | None = None) -> str:
+    """What there is to say of a run at this moment.
+
+    Args:
+        run: as it was read.
+        in_slurm: state of the job of a run that does not get on; None if it has none.
+    """
     state, why = run.state
     lines = [f"{run.path}: {state}, {why}"]
+    if in_slurm is not None:
+        job = run.starts[-1]["job"] if run.starts else "?"
+        lines.append(f"job {job} is {in_slurm} in Slurm; waiting for it to go on, or to end")
+    if run.starts and run.starts[-1]["event"] == "resumed":
+        start = run.starts[-1]
+        lines.append(
+            f"job {start['job']} went on at step {start['step']:,} of epoch {start['epoch'] + 1}"
+            + (f" (requeue {start['requeues']})" if start["requeues"] else "")
+        )
     if state == "running" and run.progress:
         lines += _progress(run)
     if run.epochs:

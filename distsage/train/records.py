@@ -32,9 +32,9 @@ class Run:
         about: run.json; empty for a run of before schema 1.
         epochs: a record per epoch.
         events: what happened, in order.
-        progress: where it was last; empty if it never said.
+        progress: where it was last; empty if its last job never said.
         summary: the result; empty unless the run is finished.
-        failure: what failure.txt says; None without it.
+        failure: what failure.txt says; None without it, or if it is of a job before the last one.
         read_at: when it was read, seconds since 1970.
     """
 
@@ -57,6 +57,11 @@ class Run:
     def hosts(self) -> list[str]:
         """Names of the hosts, those of records as far as they are known."""
         return list(self.about.get("hosts", []))
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """The events with which each job of the run began or went on."""
+        return [event for event in self.events if event["event"] in ("began", "resumed")]
 
     @property
     def state(self) -> tuple[str, str]:
@@ -118,15 +123,21 @@ def read_run(path: Path | str) -> Run:
             f"{SCHEMA}); read it with that one"
         )
     failure = path / "failure.txt"
+    events = _lines(path / "events.jsonl", ("time", "event"))
+    progress = _optional(path / "progress.json")
+    started = max((e["time"] for e in events if e["event"] in ("began", "resumed")), default=0)
+    if progress.get("time", 0) < started:
+        progress = {}  # an earlier job's
+    failed = failure.exists() and failure.stat().st_mtime >= started
     return Run(
         path=path,
         config=config,
         about=about,
         epochs=_lines(path / "epochs.jsonl", ("epoch", "loss", "seconds")),
-        events=_lines(path / "events.jsonl", ("time", "event")),
-        progress=_optional(path / "progress.json"),
+        events=events,
+        progress=progress,
         summary=_optional(path / "summary.json"),
-        failure=_read(failure).strip() if failure.exists() else None,
+        failure=_read(failure).strip() if failed else None,
         read_at=time.time(),
     )
 

@@ -1,6 +1,7 @@
 """What `distsage watch` and `distsage runs` say of runs in every state."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 
 from distsage.cli import main
+from distsage.report import watch as module
 from distsage.report.text import list_runs
 from distsage.report.watch import curve, watch
+from distsage.train import records
 from distsage.train.records import read_run
 
 EXAMPLE = Path(__file__).parents[2] / "page" / "run"
@@ -85,6 +88,97 @@ def test_a_requeued_run_goes_on(run: LiveRun, capsys: pytest.CaptureFixture[str]
         capsys.readouterr().out
     )
     run.event("resumed", job="1", requeues=1, source=str(run.path), epoch=1, step=1)
+    assert read_run(run.path).state[0] == "running"
+
+
+@pytest.fixture
+def slurm(run: LiveRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Makes `run` a job of a Slurm whose squeue gives the lines of this file, one at a time."""
+    about = json.loads((run.path / "run.json").read_text())
+    about["environment"]["slurm"] = {"SLURM_JOB_ID": "17"}
+    (run.path / "run.json").write_text(json.dumps(about))
+    answers = tmp_path / "answers"
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(
+        f"""#!/bin/sh
+case "$*" in *17*) ;; *) exit 1 ;; esac
+head -n 1 {answers}; sed -i 1d {answers}
+"""
+    )
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    return answers
+
+
+def test_a_requeued_run_is_followed(
+    run: LiveRun, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through its end, Slurm's queue and its coming up, back to an earlier step, to the end."""
+    slurm.write_text("RUNNING\nCOMPLETING\nPENDING\nPENDING\nRUNNING\n")
+    went_on = {"job": "17", "requeues": 1, "source": str(run.path)}
+    turns = [
+        lambda: run.event("stopped", why="Slurm's time limit is near"),
+        *[lambda: None] * 4,
+        lambda: run.event("resumed", epoch=1, step=0, **went_on),
+        lambda: run.tell(epoch=1, step=1),
+        run.next_epoch,
+        lambda: shutil.copy(EXAMPLE / "summary.json", run.path),
+    ]
+    assert watch(run.path, lambda _: turns.pop(0)()) is True
+    assert turns == []
+    said = capsys.readouterr().out
+    stopped = (
+        f"{run.path}: stopped, with a checkpoint, because Slurm's time limit is near\njob 1 is "
+    )
+    assert [said.count(f"{stopped}{state}") for state in ("COMPLETING", "PENDING")] == [1, 1]
+    again = f"{run.path}: running, coming up\njob 17 went on at step 0 of epoch 2 (requeue 1)"
+    assert again in said
+    assert said.rindex("PENDING") < said.index(again) < said.index(": finished, all 7 epochs")
+    assert "epoch 2/7, step 1/2, " not in said[said.index(again) : said.index(again) + 150]
+
+
+def test_a_job_that_slurm_has_no_more_ends_the_watch(
+    run: LiveRun, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm.write_text("RUNNING\nCOMPLETING\n")
+    run.event("failed", why="rank 2 (server on node1): killed by SIGKILL")
+    assert watch(run.path, lambda _: None) is False
+    assert slurm.read_text() == ""
+    assert capsys.readouterr().out.count("failed, rank 2 (server on node1): killed") == 3
+
+
+def test_a_job_that_runs_but_not_this_run_ends_the_watch(
+    run: LiveRun, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an interactive job does, or one of several trainings."""
+    slurm.write_text("RUNNING\n" * 10)
+    run.event("stopped", why="it was asked to")
+    monkeypatch.setattr(module, "_COMING_UP_SECONDS", -1.0)
+    assert watch(run.path, lambda _: None) is False
+    assert slurm.read_text() == "RUNNING\n" * 8
+
+
+def test_a_finished_run_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def sleep(_: float) -> None:
+        raise AssertionError("it is over")
+
+    assert watch(EXAMPLE, sleep) is True
+    assert capsys.readouterr().out.count(f"{EXAMPLE}: finished, all 7 epochs") == 1
+
+
+def test_a_silent_run_says_what_it_did_last(
+    run: LiveRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "SILENT_SECONDS", -1.0)
+    assert watch(run.path, lambda _: None) is False
+    assert ": silent, no word for 0 s, when it was computing step 1" in capsys.readouterr().out
+
+
+def test_a_failure_of_an_earlier_job_is_no_failure_of_this_one(run: LiveRun) -> None:
+    (run.path / "failure.txt").write_text("rank 3: killed by SIGKILL\n")
+    assert read_run(run.path).state == ("failed", "rank 3: killed by SIGKILL")
+    os.utime(run.path / "failure.txt", (1e9, 1e9))
     assert read_run(run.path).state[0] == "running"
 
 
