@@ -329,12 +329,38 @@ def batch_host_lost(case: Case) -> None:
 @row("requeued by hand", "runs again after 129 s", long=True)
 def requeued(case: Case) -> None:
     job = case.endless_job("--num-epochs=60")
-    job.strike()
-    case.cluster.exec("controller", "scontrol", "requeue", str(job.id))
-    is_pending(case, job)
-    job.seconds = time.monotonic() - (job.struck_at or 0)
-    nothing_left(case.cluster, case.hosts)
-    runs_again(case, job)
+    with watched(case, job) as watch:
+        job.strike()
+        case.cluster.exec("controller", "scontrol", "requeue", str(job.id))
+        is_pending(case, job)
+        job.seconds = time.monotonic() - (job.struck_at or 0)
+        nothing_left(case.cluster, case.hosts)
+        runs_again(case, job)
+        said, errors = watch.communicate(timeout=60)
+    assert (watch.returncode, errors) == (0, "")
+    steps = [": running, ", f"job {job.id} is PENDING in Slurm", f"job {job.id} went on at step "]
+    places = [said.find(step) for step in [*steps, ": finished, all 60 epochs"]]
+    assert places == sorted(places), said
+    assert places[0] >= 0, said
+
+
+@contextlib.contextmanager
+def watched(case: Case, job: TrainingJob) -> Iterator[subprocess.Popen[str]]:
+    """`distsage watch` of a job's run on the login host."""
+    words = ["--name", case.cluster.name, "exec", "controller"]
+    words += [sys.executable, "-m", "distsage", "watch", str(job.run_dir)]
+    with subprocess.Popen(
+        [sys.executable, TOOL, *words],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watch:
+        try:
+            yield watch
+        finally:
+            watch.kill()
 
 
 def is_pending(case: Case, job: TrainingJob) -> None:
