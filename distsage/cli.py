@@ -255,9 +255,8 @@ def _predict(arguments: Sequence[str]) -> None:
 def _report(arguments: Sequence[str]) -> None:
     config = parse(ReportConfig, "report", arguments)
     from distsage.report.html import write_report
-    from distsage.train.records import read_run
 
-    write_report([read_run(path) for path in config.runs], config.output)
+    write_report(config.runs, config.output)
     print(f"written to {config.output}")
 
 
@@ -289,7 +288,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "preflight": (_preflight, "check hosts, network and parts as a training job would"),
     "local": (_local, "train on this machine alone"),
     "predict": (_predict, "write a trained model's predictions by original node id"),
-    "report": (_report, "write an HTML page about one run or several"),
+    "report": (_report, "write an HTML page about runs, or about parts"),
     "runs": (_runs, "list runs, and the options in which they differ"),
     "watch": (_watch, "follow a run from its directory until it is over"),
     "completion": (_completion, "print a script for the shell: bash, zsh or tcsh"),

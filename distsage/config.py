@@ -455,10 +455,11 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write one HTML page about runs; it opens from disk, without a network."""
+    """Write one HTML page about runs, or about parts; it opens from disk, without a network."""
 
     runs: tuple[Path, ...] = field(metadata=POSITIONAL)
-    """Run directories of `distsage train` or `distsage local`; several stand side by side."""
+    """Run directories of `distsage train` or `distsage local`, or directories that `distsage
+    partition` wrote; several stand side by side."""
     output: Path
     """File to write: .html."""
 

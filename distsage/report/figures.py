@@ -1,4 +1,4 @@
-"""What a page about runs shows: figures, each with its table. Runs on the login host.
+"""What a page shows: figures, each with its table; and those about runs. Runs on the login host.
 
 A figure holds an option of ECharts as plain data; page/page.js draws it and adds units, colours and
 keys. The same numbers stand in the figure's table.
@@ -87,7 +87,8 @@ def sections(runs: Sequence[Run]) -> list[Section]:
                     name = f"{run.name}: {figure.title}" if many else figure.title
                     figures.append(Figure(**{**vars(figure), "title": name}))
         found.append(Section(title, figures))
-    found.append(Section("Configuration", [_configuration(runs)]))
+    names, given = [run.name for run in runs], [run.config for run in runs]
+    found.append(Section("Configuration", [options(names, given, "runs")]))
     return [section for section in found if section.figures]
 
 
@@ -111,14 +112,14 @@ def moment(time: float) -> str:
     return datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def differing_options(runs: Sequence[Run]) -> list[str]:
-    """Names of the options that all runs have, but not with one value; without the directory's."""
+def differing_options(given: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the options that all have, but not with one value; without the directory's."""
     return [
         name
-        for name in (runs[0].config if runs else ())
+        for name in (given[0] if given else ())
         if name != "run_dir"
-        and all(name in run.config for run in runs)
-        and len({str(run.config[name]) for run in runs}) > 1
+        and all(name in one for one in given)
+        and len({str(one[name]) for one in given}) > 1
     ]
 
 
@@ -197,7 +198,7 @@ def _epoch_times(run: Run) -> Figure | None:
         "steps": [epoch["seconds"] for epoch in run.epochs],
         "evaluation": [epoch.get("eval_seconds", 0.0) for epoch in run.epochs],
     }
-    return _stack("Seconds of each epoch", "epoch", list(map(str, epochs)), parts, "s", seconds)
+    return stack("Seconds of each epoch", "epoch", list(map(str, epochs)), parts, "s", seconds)
 
 
 def _phases(run: Run) -> Figure | None:
@@ -208,7 +209,7 @@ def _phases(run: Run) -> Figure | None:
         for counter, name in PHASES.items()
         if any(counter in epoch for epoch in run.epochs)
     }
-    figure = _stack("Seconds by host and phase", "host", hosts, parts, "s", seconds)
+    figure = stack("Seconds by host and phase", "host", hosts, parts, "s", seconds)
     return figure and Figure(
         **{**vars(figure), "note": "all epochs; the trainers of a host added up"}
     )
@@ -254,7 +255,7 @@ def _rows(run: Run) -> Figure | None:
         for counter, name in _ROWS.items()
         if any(counter in epoch for epoch in run.epochs)
     }
-    return _stack(
+    return stack(
         "Where feature rows came from", "host", hosts, parts, "", lambda value: f"{value:,.0f}"
     )
 
@@ -272,7 +273,7 @@ def _memory(run: Run) -> Figure | None:
         for key, name in names.items()
         if records
     }
-    return _stack(
+    return stack(
         "Memory by host, at most", "host", hosts, parts, "bytes", lambda v: human_bytes(int(v))
     )
 
@@ -286,7 +287,7 @@ def _processors(run: Run) -> Figure | None:
         for key, name in names.items()
         if records
     }
-    return _stack("CPU-seconds by host", "host", hosts, parts, "s", seconds)
+    return stack("CPU-seconds by host", "host", hosts, parts, "s", seconds)
 
 
 def _parts(run: Run) -> Figure | None:
@@ -294,39 +295,44 @@ def _parts(run: Run) -> Figure | None:
     if not report:
         return None
     parts = report["parts"]
-    labels = {
-        "nodes": "nodes",
-        "edges": "edges",
-        "halo_nodes": "halo nodes",
-        "cut_edges": "cut edges",
-        "train_nodes": "train nodes",
+    counts = {
+        name.replace("_", " "): [part[name] for part in parts]
+        for name in ("nodes", "edges", "halo_nodes", "cut_edges", "train_nodes")
     }
+    note = f"percent of the mean part; the edge cut is {_cut(run)}"
+    return balance(counts, [part["bytes"] for part in parts], note)
+
+
+def balance(counts: Mapping[str, Sequence[int]], sizes: Sequence[int], note: str) -> Figure:
+    """How even parts are.
+
+    Args:
+        counts: of each part, by what is counted.
+        sizes: of each part, in bytes.
+        note: as a figure's.
+    """
     shares = {
-        label: [100 * part[key] * len(parts) / max(sum(p[key] for p in parts), 1) for part in parts]
-        for key, label in labels.items()
+        name: [100 * count * len(sizes) / max(sum(values), 1) for count in values]
+        for name, values in counts.items()
     }
     return Figure(
         "Balance of the parts",
         Table(
-            ["part", *labels.values(), "size"],
+            ["part", *counts, "size"],
             [
-                [
-                    str(number),
-                    *(f"{part[key]:,}" for key in labels),
-                    human_bytes(part["bytes"]),
-                ]
-                for number, part in enumerate(parts)
+                [str(part), *(f"{values[part]:,}" for values in counts.values()), human_bytes(size)]
+                for part, size in enumerate(sizes)
             ],
         ),
         {
-            "xAxis": {"type": "category", "name": "part", "data": list(range(len(parts)))},
+            "xAxis": {"type": "category", "name": "part", "data": list(range(len(sizes)))},
             "yAxis": {"type": "value"},
             "series": [
-                {"type": "bar", "name": label, "data": values} for label, values in shares.items()
+                {"type": "bar", "name": name, "data": values} for name, values in shares.items()
             ],
         },
         "%",
-        f"percent of the mean part; the edge cut is {_cut(run)}",
+        note,
     )
 
 
@@ -369,21 +375,28 @@ def _events(run: Run) -> Figure | None:
     )
 
 
-def _configuration(runs: Sequence[Run]) -> Figure:
-    differing = set(differing_options(runs))
-    names = dict.fromkeys(name for run in runs for name in run.config)
+def options(titles: Sequence[str], given: Sequence[Mapping[str, Any]], what: str) -> Figure:
+    """A table of options, those that differ first.
+
+    Args:
+        titles: of the columns.
+        given: the options of each.
+        what: they are options of, in the plural.
+    """
+    differing = set(differing_options(given))
+    names = dict.fromkeys(name for one in given for name in one)
     rows = [
         [
             f"{name.replace('_', '-')}{' *' if name in differing else ''}",
-            *(str(run.config.get(name, "")) for run in runs),
+            *(str(one.get(name, "")) for one in given),
         ]
         for name in sorted(names, key=lambda name: name not in differing)
     ]
-    note = "* differs between the runs" if len(runs) > 1 else ""
-    return Figure("Options", Table(["option", *(run.name for run in runs)], rows), note=note)
+    note = f"* differs between the {what}" if len(given) > 1 else ""
+    return Figure("Options", Table(["option", *titles], rows), note=note)
 
 
-def _stack(
+def stack(
     title: str,
     what: str,
     labels: list[str],
@@ -391,6 +404,16 @@ def _stack(
     unit: str,
     text: Callable[[float], str],
 ) -> Figure | None:
+    """Stacked bars, one for each label; None if there is nothing to draw.
+
+    Args:
+        title: of the figure.
+        what: the labels are.
+        labels: of the bars.
+        parts: of each bar, from below: their name and a value for each label.
+        unit: as a figure's.
+        text: a value for people.
+    """
     if not parts or not labels:
         return None
     return Figure(

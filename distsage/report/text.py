@@ -22,7 +22,7 @@ def list_runs(runs: Sequence[Run]) -> str:
         return "no runs here"
     head = ["run", "state", "graph", "hosts", "epochs", "loss", "val", "test", "started"]
     lines = align([head, *(_line(run) for run in runs)])
-    names = differing_options(runs)
+    names = differing_options([run.config for run in runs])
     if not names:
         return lines
     options = [["differ in", *(name.replace("_", "-") for name in names)]]

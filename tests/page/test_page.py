@@ -1,4 +1,4 @@
-"""The page about runs in a browser without a network, as `make test-page` opens it."""
+"""The pages about runs and parts in a browser without a network, as `make test-page` opens them."""
 
 import json
 import shutil
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser
 
+from distsage.cli import main
 from distsage.report.html import write_report
-from distsage.train.records import Run, read_run
+from tools.browser import Browser
 
 RUN = Path(__file__).with_name("run")  # of two hosts, as `distsage train` wrote it
 AXE = Path(__file__).parents[2] / ".page" / "axe.min.js"
@@ -25,18 +25,20 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """A page about one run, and one about two."""
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A page about one run, one about two, and one about parts."""
     folder = tmp_path_factory.mktemp("pages")
     other = folder / "slower"
     shutil.copytree(RUN, other)
     (other / "config.yaml").write_text(
         (RUN / "config.yaml").read_text().replace("dropout: 0.5", "dropout: 0.25")
     )
-    runs: list[Run] = [read_run(RUN), read_run(other)]
-    for count in (1, 2):
-        write_report(runs[:count], folder / f"{count}.html")
-    return {count: folder / f"{count}.html" for count in (1, 2)}
+    words = ["--dataset", "synthetic:2000:8", "--num-parts", "4", "--part-method", "random"]
+    main(["partition", *words, "--attempts", "2", "--output", str(folder / "parts")])
+    shown = {"one run": [RUN], "two runs": [RUN, other], "parts": [folder / "parts"]}
+    for name, paths in shown.items():
+        write_report(paths, folder / f"{name}.html")
+    return {name: folder / f"{name}.html" for name in shown}
 
 
 # How many colours each canvas has; an empty one has one.
@@ -49,18 +51,28 @@ PROBLEMS = """axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'best-practice'] }).then(
 
 
 @pytest.mark.parametrize(
-    ("runs", "width", "dark"),
-    [(1, 1400, False), (2, 400, True)],
-    ids=["one run, wide, light", "two runs, on a phone, dark"],
+    ("page", "width", "dark", "pictures"),
+    [
+        ("one run", 1400, False, 12),
+        ("two runs", 400, True, 22),
+        ("parts", 1400, True, 6),
+        ("parts", 400, False, 6),
+    ],
+    ids=[
+        "one run, wide, light",
+        "two runs, on a phone, dark",
+        "parts, wide, dark",
+        "parts, on a phone, light",
+    ],
 )
 def test_the_page_is_whole(
-    runs: int, width: int, dark: bool, pages: dict[int, Path], browser: Browser
+    page: str, width: int, dark: bool, pictures: int, pages: dict[str, Path], browser: Browser
 ) -> None:
     browser.complaints.clear()
     browser.requests.clear()
-    browser.open(pages[runs], width, dark=dark)
+    browser.open(pages[page], width, dark=dark)
     colours = browser.value(COLOURS)
-    assert len(colours) == 2 + 10 * runs
+    assert len(colours) == pictures
     assert min(colours) > 10, "a picture is blank"
     assert browser.value("document.querySelectorAll('figure table').length") == len(colours) + 2
     assert browser.value("[...document.querySelectorAll('table')].every((t) => t.rows.length > 1)")
@@ -75,8 +87,8 @@ def test_the_page_is_whole(
     assert files == []
 
 
-def test_keys_read_the_values(pages: dict[int, Path], browser: Browser) -> None:
-    browser.open(pages[1], 800, dark=False)
+def test_keys_read_the_values(pages: dict[str, Path], browser: Browser) -> None:
+    browser.open(pages["one run"], 800, dark=False)
     browser.value("document.querySelectorAll('.chart')[0].focus(); 0")
     losses = [json.loads(line)["loss"] for line in (RUN / "epochs.jsonl").read_text().splitlines()]
     said = "document.querySelector('.said').textContent"
