@@ -12,7 +12,7 @@ TESTS := tests/unit tests/mpi
 TWO_AT_A_TIME := -n 2 --dist loadfile --max-worker-restart=0
 
 .PHONY: help install mpis demo partition local submit test test-page check format cluster-up \
-	cluster-down test-cluster chaos bench bench-quick accuracy docs
+	cluster-down test-cluster chaos bench bench-quick accuracy docs screenshots
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -54,6 +54,10 @@ test-cluster: mpis ## tests on a Slurm cluster on this machine (root; installs D
 test-page: install ## the page about runs in a browser (root; installs Debian packages)
 	@tools/install_browser.sh
 	@$(PYTEST) tests/page $(ARGS)
+
+screenshots: install ## draw docs/images anew (root; installs Debian packages)
+	@tools/install_browser.sh
+	@.venv/bin/python -m tools.screenshots
 
 chaos: install ## [ARGS=--rounds N]: faults at random moments of jobs, no run may be lost (root)
 	@.venv/bin/python -m tools.chaos $(ARGS)

@@ -94,9 +94,20 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key)
 
-    def screenshot(self, path: Path) -> None:
-        """Save the whole page as a PNG."""
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+    def screenshot(self, path: Path, first: str, last: str) -> None:
+        """Save what lies between two elements, named by id, as a PNG; both are in it."""
+        top, bottom = (
+            self.value(
+                f"document.getElementById('{name}').getBoundingClientRect().{edge} + scrollY"
+            )
+            for name, edge in ((first, "top"), (last, "bottom"))
+        )
+        width = self.value("document.documentElement.clientWidth")
+        shot = self.call(
+            "Page.captureScreenshot",
+            captureBeyondViewport=True,
+            clip={"x": 0, "y": top, "width": width, "height": bottom - top, "scale": 1},
+        )
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def close(self) -> None:

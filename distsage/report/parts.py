@@ -209,7 +209,7 @@ def _attempts(one: Partition) -> Figure | None:
         ),
         {
             "xAxis": {"type": "category", "name": "seed", "data": seeds},
-            "yAxis": {"type": "value", "scale": True},
+            "yAxis": {"type": "value"},
             "series": [{"type": "bar", "name": "rows", "data": rows}],
         },
         note="the attempt with the fewest is kept",
