@@ -247,6 +247,8 @@ class TrainingOptions(FeatureOptions):
     sbatch/local.sh say auto."""
     checkpoint_minutes: float = 10.0
     """Minutes from one checkpoint to the next; there is one at every evaluation, too."""
+    tensorboard: bool = False
+    """Also write TensorBoard's event files, to RUN_DIR/tensorboard."""
     on_nan: Literal["stop", "rollback"] = "stop"
     """When the loss is no number: stop, or go back to the last checkpoint and draw other neighbours
     and dropout for the rest of that epoch; stops after three such attempts."""

@@ -89,7 +89,7 @@ SUBJECTS = {
     "features and cache": "feat_dtype cache_ratio cache_bytes",
     "hosts and network": "interface ip_config emulated_hosts",
     "time": "startup_timeout stall_timeout",
-    "run directory and checkpoints": "run_dir resume checkpoint_minutes",
+    "run directory and checkpoints": "run_dir resume checkpoint_minutes tensorboard",
     "predictions": "output what",
 }
 """Every option's subject."""

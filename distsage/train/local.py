@@ -47,6 +47,7 @@ from distsage.train.resumption import StopWanted, begin_run, find_resumption, st
 from distsage.train.run_directory import note_failure, plain
 from distsage.train.saver import Saver
 from distsage.train.status import Status
+from distsage.train.tensorboard import Curves
 from distsage.train.usage import Usage
 
 # Seconds that the workers may take for one batch.
@@ -194,7 +195,8 @@ def _train(
         if resumption.finished:
             return None
     run = begin_run(config, resumption)
-    saver = Saver(run, resumption.position if resumption else (0, 0))
+    curves = Curves(run.path, config.lr) if config.tensorboard else None
+    saver = Saver(run, resumption.position if resumption else (0, 0), curves)
     print(f"run directory {run.path}", flush=True)
     print(description(device), flush=True)
     topology = without_edges(graph.topology) if config.ignore_edges else graph.topology

@@ -133,13 +133,22 @@ def read_run(path: Path | str) -> Run:
         path=path,
         config=config,
         about=about,
-        epochs=_lines(path / "epochs.jsonl", ("epoch", "loss", "seconds")),
+        epochs=read_epochs(path),
         events=events,
         progress=progress,
         summary=_optional(path / "summary.json"),
         failure=_read(failure).strip() if failed else None,
         read_at=time.time(),
     )
+
+
+def read_epochs(run_dir: Path) -> list[dict[str, Any]]:
+    """The records of a run's epochs.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    return _lines(run_dir / "epochs.jsonl", ("epoch", "loss", "seconds"))
 
 
 def find_runs(directory: Path) -> list[Run]:

@@ -6,6 +6,7 @@ epochs.jsonl        one JSON record per epoch
 events.jsonl        what happened: checkpoints, resumes, stops, failures
 progress.json       where the run is at this moment
 checkpoints/        the last two checkpoints, EPOCH-STEP.safetensors
+tensorboard/        event files, with --tensorboard
 model.safetensors   weights of the best validation epoch, and what is needed to rebuild the model
                     and find its graph
 summary.json        the result; there when the run is finished
@@ -49,6 +50,7 @@ _FILES = (
     "model.safetensors",
     "summary.json",
     _CHECKPOINTS,
+    "tensorboard",
 )
 # The newest may be damaged: a disk that lies about what it has written.
 _KEPT_CHECKPOINTS = 2

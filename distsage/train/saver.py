@@ -8,6 +8,7 @@ from distsage.errors import UserError
 from distsage.launch.watch import failure_note
 from distsage.train.checkpoint import Checkpoint
 from distsage.train.run_directory import RunDirectory
+from distsage.train.tensorboard import Curves
 
 # A file system that takes longer for a few files does not work. Training goes on meanwhile, but
 # what it does would be lost.
@@ -23,10 +24,14 @@ class Saver:
     Args:
         run: where to write.
         resumed_at: position of the checkpoint that the run went on from, (0, 0) for a new run.
+        curves: are told of every record that is written; None if nobody wants them.
     """
 
-    def __init__(self, run: RunDirectory, resumed_at: tuple[int, int]) -> None:
+    def __init__(
+        self, run: RunDirectory, resumed_at: tuple[int, int], curves: Curves | None = None
+    ) -> None:
         self._run = run
+        self._curves = curves
         self._records: list[dict[str, Any]] = []
         self._checkpoint: Checkpoint | None = None
         self._written_best = -1
@@ -115,6 +120,8 @@ class Saver:
             try:
                 for record in records:
                     self._run.record(record)
+                    if self._curves is not None:
+                        self._curves.record(record)
                 if checkpoint is not None:
                     self._write_checkpoint(checkpoint)
             except Exception as error:  # noqa: BLE001 - raised again by the next call

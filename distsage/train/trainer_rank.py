@@ -39,6 +39,7 @@ from distsage.train.resumption import Resumption, StopWanted, begin_run, stopped
 from distsage.train.run_directory import note_failure, plain
 from distsage.train.saver import Saver
 from distsage.train.status import Status
+from distsage.train.tensorboard import Curves
 from distsage.train.usage import Usage
 
 
@@ -60,7 +61,8 @@ def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: 
     mark: Mark = watched.mark
     if trainers.rank == 0:
         run = begin_run(config, resumption)
-        saver = Saver(run, resumption.position if resumption else (0, 0))
+        curves = Curves(run.path, config.lr) if config.tensorboard else None
+        saver = Saver(run, resumption.position if resumption else (0, 0), curves)
         print(f"run directory {run.path}", flush=True)
         print(description(device), flush=True)
 
