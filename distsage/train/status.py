@@ -16,18 +16,14 @@ from typing import Any
 from tqdm import tqdm
 
 from distsage.launch.watch.progress import Mark, State
+from distsage.progress import Pace, human_seconds
 from distsage.train.run_directory import PROGRESS
 
 BEAT_SECONDS = 2.0
 """How often progress.json is written."""
 
 _BAR_SECONDS = 0.5
-# The first lines of a log come at once. Later the next one waits for this share of the time that
-# the run has taken so far.
-_FIRST_LINES = 20
-_PAUSE_SHARE = 0.1
-_LEAST_PAUSE_SECONDS = 10.0
-_LONGEST_PAUSE_SECONDS = 600.0
+_FIRST_LINES = 20  # of a log: they come at once
 
 
 class Status:
@@ -59,7 +55,7 @@ class Status:
         self._seeds = 0
         self._seeds_since = self._began
         self._lines = 0
-        self._last_line = self._began
+        self._pace = Pace(self._began)
         self._bar = None
         if sys.stdout.isatty():
             self._bar = tqdm(
@@ -92,7 +88,8 @@ class Status:
         self._seeds += seeds
         if self._first is None:  # it took longer: kernels are compiled, pages touched
             self._first = self._position
-            self._began = self._last_line = time.monotonic()
+            self._began = time.monotonic()
+            self._pace = Pace(self._began)
         if self._bar is None and self._line_is_due() and step + 1 < self._num_steps:
             self._say(
                 f"step {step + 1:,}/{self._num_steps:,} of epoch {epoch + 1}/{self._num_epochs}  "
@@ -116,14 +113,11 @@ class Status:
             self._bar.close()
 
     def _line_is_due(self) -> bool:
-        now = time.monotonic()
-        pause = _PAUSE_SHARE * (now - self._began)
-        pause = min(max(pause, _LEAST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
-        return now - self._last_line >= pause
+        return self._pace.is_due(time.monotonic())
 
     def _say(self, line: str) -> None:
         self._lines += 1
-        self._last_line = time.monotonic()
+        self._pace.said(time.monotonic())
         if self._bar is None:
             print(line, flush=True)
         else:
@@ -190,13 +184,3 @@ class Status:
             "state": state.name.lower(),
             "since": round(since, 3),
         }
-
-
-def human_seconds(seconds: float | None) -> str:
-    """A time for people, such as `2 h 05 min`."""
-    if seconds is None:
-        return "?"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

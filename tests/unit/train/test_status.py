@@ -9,7 +9,7 @@ import pytest
 
 from distsage.launch.watch.progress import State
 from distsage.train import status as module
-from distsage.train.status import Status, human_seconds
+from distsage.train.status import Status
 
 
 class Clock:
@@ -86,7 +86,3 @@ def test_a_disk_that_is_full_or_gone_does_not_end_the_run(tmp_path: Path) -> Non
     with Status(tmp_path / "gone", 1, 1) as status:
         status.begin(0, 0)
         status.step(math.nan, 1)
-
-
-def test_times() -> None:
-    assert [human_seconds(s) for s in (None, 7, 300, 7500)] == ["?", "7 s", "5 min", "2 h 05 min"]
