@@ -5,6 +5,7 @@ each layer, between exchanges of halo rows. Rows between layers are in the host'
 the model computes.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -81,7 +82,7 @@ def layer_rows(
     tables: tuple[Tensor, ...],
     indptr: np.ndarray,
     slots: np.ndarray,
-    on_piece: Callable[[], None] = lambda: None,
+    on_rows: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
     """Compute one layer for some destinations from all their neighbours.
 
@@ -97,7 +98,8 @@ def layer_rows(
             `InputLayer`, for instance (own rows, halo rows).
         indptr: int64 `[n + 1]`, may be a slice of a longer one: counted from its first element.
         slots: integer `[nnz]`, slot of each edge's source; starts at the first edge of the range.
-        on_piece: called after every few thousand rows, by any thread.
+        on_rows: told how many rows more are computed, every few thousand; by any thread, but by one
+            at a time.
 
     Returns:
         float32 `[n, out_width]` on the CPU.
@@ -106,6 +108,7 @@ def layer_rows(
     weight, bias = model.layers[layer].weight.detach(), model.layers[layer].bias.detach()
     weight_self, weight_neighbours = weight[:, :width].t().contiguous(), weight[:, width:].t()
     out = torch.empty(len(own), len(weight))
+    telling = threading.Lock()
 
     def compute(begin: int, end: int, mean: Tensor) -> None:
         h = _product(own, begin, end, weight_self).add_(bias)
@@ -116,7 +119,8 @@ def layer_rows(
         if layer < len(model.layers) - 1:
             h.relu_()
         out[begin:end] = h
-        on_piece()
+        with telling:
+            on_rows(end - begin)
 
     def edges(begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         first, last = indptr[begin] - indptr[0], indptr[end] - indptr[0]
@@ -175,7 +179,11 @@ def _piece_bytes(device: torch.device) -> int:
 
 
 def infer(
-    model: GraphSAGE, topology: Topology, features: Features, num_layers: int | None = None
+    model: GraphSAGE,
+    topology: Topology,
+    features: Features,
+    num_layers: int | None = None,
+    on_rows: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
     """Logits of every node from whole neighbourhoods, in one process.
 
@@ -185,6 +193,7 @@ def infer(
         features: `[N, F]`.
         num_layers: stop after so many layers; None goes through all. All but the last give the
             input of the last layer, the embeddings.
+        on_rows: as in `layer_rows`; of N rows in each layer.
 
     Returns:
         float32 `[N, C]`, or the width of the layer that was stopped after, on the CPU.
@@ -192,7 +201,7 @@ def infer(
     h: Features = features
     for layer in range(len(model.layers) if num_layers is None else num_layers):
         tables = (exchanged_rows(model, layer, h),)
-        h = layer_rows(model, layer, h, tables, topology.indptr, topology.indices)
+        h = layer_rows(model, layer, h, tables, topology.indptr, topology.indices, on_rows)
     assert isinstance(h, Tensor)
     return h
 

@@ -25,6 +25,7 @@ from distsage.model.backend import set_threads
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
 from distsage.partitioning.verify import load_parts
+from distsage.progress import progress
 from distsage.train.local import without_edges
 from distsage.train.run_directory import RunDirectory
 
@@ -103,7 +104,9 @@ def predict(model: TrainedModel, graph: Graph, what: What = "probabilities") -> 
     if description["config"].get("ignore_edges"):
         topology = without_edges(topology)
     last = network.shape["num_layers"] - (what == "embeddings")
-    values = infer(network, topology, feature_rows(graph.features), num_layers=last)
+    rows = feature_rows(graph.features)
+    with progress("predicting", graph.num_nodes * last, "rows") as advance:
+        values = infer(network, topology, rows, last, advance)
     if what == "probabilities":
         values = _probabilities(values, multilabel=description["task"] == "multilabel")
     return values.numpy()

@@ -6,7 +6,6 @@ owners, each once per layer. Features come from the servers, hidden rows from th
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -91,7 +90,11 @@ class HaloInference:
         return torch.cat(remote)
 
     def run(
-        self, model: GraphSAGE, own_features: Features, pull: Callable[[Tensor], Features]
+        self,
+        model: GraphSAGE,
+        own_features: Features,
+        pull: Callable[[Tensor], Features],
+        on_rows: Callable[[int], object] = lambda count: None,
     ) -> Tensor:
         """Logits `[high - low, C]`, float32, of this trainer's nodes, on the CPU. Collective.
 
@@ -99,17 +102,18 @@ class HaloInference:
             model: on its device.
             own_features: `[n, F]`, the rows of this host's part.
             pull: feature rows of the gids (int64) that it is given; CPU.
+            on_rows: as in `layer_rows`; of this trainer's nodes in each layer.
         """
         remote = self._remote(model, own_features, pull)
         first = self._low - self._part[0]
         own = rows_between(own_features, first, first + self._high - self._low)
         tables = exchanged_rows(model, 0, own_features), remote
-        h = self._layer(model, 0, own, tables, self._feature_slots)
+        h = self._layer(model, 0, own, tables, self._feature_slots, on_rows)
         for layer in range(1, len(model.layers)):
             rows = exchanged_rows(model, layer, h)
             asked = rows[self._send_rows]
             received = self._exchange(asked, self._send_counts, self._receive_counts)
-            h = self._layer(model, layer, h, (rows, received), self._hidden_slots)
+            h = self._layer(model, layer, h, (rows, received), self._hidden_slots, on_rows)
         return h
 
     def _layer(
@@ -119,11 +123,16 @@ class HaloInference:
         own: Features,
         tables: tuple[Tensor, ...],
         slots: np.ndarray,
+        on_rows: Callable[[int], object],
     ) -> Tensor:
         doing = f"computing layer {layer} of its nodes"
         self._mark(doing, State.WORKING)
-        on_piece = partial(self._mark, doing, State.WORKING)
-        return layer_rows(model, layer, own, tables, self._indptr, slots, on_piece)
+
+        def computed(count: int) -> None:
+            self._mark(doing, State.WORKING)
+            on_rows(count)
+
+        return layer_rows(model, layer, own, tables, self._indptr, slots, computed)
 
 
 def _halo(

@@ -31,6 +31,7 @@ from distsage.model.backend import by_kernels, choose_device, description, set_t
 from distsage.model.inference import infer
 from distsage.partitioning.parts import Parts
 from distsage.partitioning.verify import load_parts
+from distsage.progress import progress
 from distsage.sampling.batch import MiniBatch
 from distsage.sampling.sampler import Sampler
 from distsage.sampling.seeds import SeedPlan, Step
@@ -237,7 +238,10 @@ def _train(
         return prepare_ahead(loader, prepare, gatherer, 1)
 
     def compute_scores() -> Scores:
-        return score_masks(infer(model, topology, rows.rows), labels.values, masks, Collectives())
+        count = topology.num_nodes * len(model.layers)
+        with progress("evaluating", count, "rows") as advance:
+            logits = infer(model, topology, rows.rows, on_rows=advance)
+        return score_masks(logits, labels.values, masks, Collectives())
 
     manifest = None if config.parts is None else Parts.open(config.parts).manifest
     run.describe(about(origin, own_host(), plan.num_steps, manifest))

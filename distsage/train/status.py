@@ -59,7 +59,11 @@ class Status:
         self._bar = None
         if sys.stdout.isatty():
             self._bar = tqdm(
-                total=num_epochs * num_steps, unit="step", file=sys.stdout, dynamic_ncols=True
+                total=num_epochs * num_steps,
+                file=sys.stdout,
+                dynamic_ncols=True,
+                # tqdm's own guess of the time left would count steps that an earlier job has taken.
+                bar_format="{desc}: {percentage:3.0f}%|{bar}|{postfix}",
             )
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._write, name="status", daemon=True)
@@ -150,10 +154,17 @@ class Status:
                 with contextlib.suppress(OSError):  # the saver says it when the disk is full
                     self._write_file()
             if self._bar is not None:
-                epoch = min(self._position[0] + 1, self._num_epochs)
-                self._bar.set_description(f"epoch {epoch}/{self._num_epochs}", refresh=False)
-                speed = f"{self._seeds_per_second():,.0f}"
-                self._bar.set_postfix({"loss": f"{self._loss:.4f}", "seeds/s": speed}, False)
+                epoch, step = self._position
+                self._bar.set_description_str(
+                    f"epoch {min(epoch + 1, self._num_epochs)}/{self._num_epochs}, "
+                    f"step {step:,}/{self._num_steps:,}",
+                    refresh=False,
+                )
+                self._bar.set_postfix_str(
+                    f"loss {self._loss:.4f}, {self._seeds_per_second():,.0f} seeds/s, "
+                    f"{human_seconds(self._seconds_left())} left",
+                    refresh=False,
+                )
                 self._bar.n = self._steps(self._position)
                 self._bar.refresh()
 

@@ -23,6 +23,7 @@ from distsage.launch.watch.progress import Mark, State, Watched
 from distsage.limits import SHARED_MEMORY, free_memory
 from distsage.model.backend import by_kernels, description, set_threads
 from distsage.partitioning.kept_rows import cached_gids
+from distsage.progress import progress
 from distsage.sampling.partitioned import PartitionedNeighbours, choose_topology
 from distsage.sampling.sampler import Neighbours, Sampler
 from distsage.sampling.seeds import SeedPlan
@@ -105,7 +106,9 @@ def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: 
     halo = HaloInference(topology, bounds, part, trainers, mark)
 
     def compute_scores() -> Scores:
-        logits = halo.run(model, rows.own, source.fetch)
+        count = (own.stop - own.start) * len(model.layers)
+        with progress("evaluating", count, "rows", shown=trainers.rank == 0) as advance:
+            logits = halo.run(model, rows.own, source.fetch, advance)
         mark("adding up the scores of all trainers", State.WAITING)
         return score_masks(logits, labels[own], masks, trainers)
 

@@ -49,6 +49,18 @@ def test_equals_dense_numpy(setting, piece_bytes, kernels, monkeypatch):
     assert not logits.requires_grad
 
 
+@pytest.mark.parametrize("kernels", [True, False])
+def test_it_tells_how_far_it_is(setting, kernels, monkeypatch):
+    model, topology, x = setting
+    monkeypatch.setattr(inference, "by_kernels", lambda device: kernels and by_kernels(device))
+    monkeypatch.setattr(inference, "_PIECE_BYTES", 10_000)
+    monkeypatch.setattr(inference, "_TORCH_PIECE_BYTES", 10_000)
+    told = []
+    infer(model, topology, x, num_layers=2, on_rows=told.append)
+    assert sum(told) == 2 * N
+    assert len(told) > 4
+
+
 def test_read_only_memory_map(setting, tmp_path):
     model, topology, x = setting
     np.save(tmp_path / "indices.npy", topology.indices)

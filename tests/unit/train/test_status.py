@@ -2,6 +2,11 @@
 
 import json
 import math
+import os
+import re
+import select
+import sys
+import termios
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,6 +85,30 @@ def test_a_line_and_the_file_say_where_the_run_is(
     assert (said["doing"], said["state"]) == ("computing step 0 of epoch 0", "working")
     assert said["seconds_left"] == 159.0
     assert said["seeds_per_second"] == 410.0
+
+
+def test_a_terminal_has_a_bar(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that goes on in its second epoch: the first one does not count as its pace."""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (25, 120))
+    with os.fdopen(ours, "rb", buffering=0) as screen, os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with Status(tmp_path, 3, 100) as status:
+            status.begin(1, 0)
+            for step in range(51):
+                clock.now = 2.0 * step
+                status.step(0.25, 400)
+            status.epoch("epoch   2/3  loss 0.2500", evaluated=True)
+        data = b""
+        while select.select([screen], [], [], 0)[0]:
+            data += screen.read(1 << 16)
+        shown = data.decode()
+    assert "\repoch   2/3  loss 0.2500\r\n" in shown
+    assert re.search(
+        r"\repoch 2/3, step 51/100:  50%\|█.*\|, loss 0\.2500, 204 seeds/s, 5 min left", shown
+    )
 
 
 def test_a_disk_that_is_full_or_gone_does_not_end_the_run(tmp_path: Path) -> None:
