@@ -57,8 +57,35 @@ def whole_run(job: TrainingJob, hosts: int, pairs: int) -> None:
         serves = "start graph service" in logs[f"rank-{rank}.txt"]
         assert serves == (rank % 2 == 0), f"rank {rank}"
     assert len(re.findall(r"^epoch ", job.output(), re.MULTILINE)) == 2
+    only_ours(job.output())
     assert list((job.directory / "logs").iterdir()) == []
     nothing_left(job.cluster, job.hosts)
+
+
+# What a job says that nothing goes wrong with, line by line.
+OURS = (
+    r"distsage: job \d+ on \S+: \d+ ranks, \d+ on each of \d+ hosts, \d+ threads per trainer, .*",
+    r"run directory run",
+    r"kernels \S+ \(.*\), \d+ threads?",
+    r"topology (replicated|partitioned) \(.*\)",
+    r"layer 1 (averages|multiplies) .*",
+    r"the cache holds .*",
+    r"step \d+/\d+ of epoch \d+/\d+  loss .*",
+    r"epoch +\d+/\d+  loss \d+\.\d+  \d+\.\d\d s(  val .*  test .*  \(evaluated in .* s\))?",
+    r"",  # Open MPI's launcher ends with one
+    # Where Slurm has no task plugin, as here; not even --quiet silences it.
+    r"srun: cluster configuration lacks support for cpu binding",
+)
+
+
+def only_ours(output: str) -> None:
+    """Nothing of DGL, gloo, MPI, Slurm or Python may stand between a job's lines."""
+    strangers = [
+        line
+        for line in output.splitlines()
+        if not any(re.fullmatch(pattern, line) for pattern in OURS)
+    ]
+    assert not strangers, output
 
 
 def start(
