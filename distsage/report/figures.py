@@ -5,7 +5,7 @@ keys. The same numbers stand in the figure's table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -75,7 +75,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         ("Who waited for whom", (_step_waits, _fetch_waits)),
         ("Traffic between hosts", (_traffic,)),
         ("Cache", (_rows,)),
-        ("Memory and processors", (_memory, _processors)),
+        ("Memory and processors", (_memory, _processors, _energy)),
         ("Parts", (_parts,)),
         ("What happened", (_events,)),
     ):
@@ -288,6 +288,22 @@ def _processors(run: Run) -> Figure | None:
         if records
     }
     return stack("CPU-seconds by host", "host", hosts, parts, "s", seconds)
+
+
+def _energy(run: Run) -> Figure | None:
+    hosts = host_names(run)
+    joules = [
+        [host.get("energy_joules") for host in epoch.get("hosts", ())] for epoch in run.epochs
+    ]
+    parts = {
+        name: [of_epoch[at] for of_epoch in joules]
+        for at, name in enumerate(hosts)
+        if all(len(of_epoch) > at and of_epoch[at] is not None for of_epoch in joules)
+    }
+    epochs = [str(epoch["epoch"] + 1) for epoch in run.epochs]
+    figure = stack("Joules by epoch", "epoch", epochs, parts, "", lambda value: f"{value:,.0f}")
+    note = "of the hosts' processors and memory, as the kernel counts them"
+    return figure and replace(figure, note=note)
 
 
 def _parts(run: Run) -> Figure | None:

@@ -13,6 +13,7 @@ import torch
 
 from distsage.limits import SHARED_MEMORY
 from distsage.train.collectives import Collectives
+from distsage.train.energy import POWERCAP, Energy
 
 _COUNTED = (
     "trainer_bytes",
@@ -49,6 +50,7 @@ class Usage:
         hosts: of each trainer, by rank: the index of its host.
         server: the process of this trainer's server; None without one.
         traffic: between this trainer and the servers.
+        powercap: where the kernel counts energy.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Usage:
         hosts: Sequence[int] = (0,),
         server: int | None = None,
         traffic: Traffic | None = None,
+        powercap: Path = POWERCAP,
     ) -> None:
         self._trainers = trainers
         self._hosts = np.asarray(hosts)
@@ -64,6 +67,10 @@ class Usage:
         self._processes = [os.getpid()] + ([] if server is None else [server])
         self._traffic = NoTraffic() if traffic is None else traffic
         self._before = self._counts(self._families())
+        # One trainer of each host counts for all.
+        counts = list(hosts).index(hosts[trainers.rank]) == trainers.rank
+        self._energy = Energy(powercap) if counts else None
+        self._joules = 0.0
 
     def of_epoch(self, busy_seconds: Sequence[float]) -> dict[str, Any]:
         """What the hosts have taken, sent and waited for since the last call; collective.
@@ -78,10 +85,16 @@ class Usage:
         families = self._families()
         now = self._counts(families)
         own = [_own_bytes(family) for family in families] + [0]
-        row = [*own[:2], _shared_bytes(), *np.maximum(now - self._before, 0)]
+        row = [
+            self._joules_since(),
+            *own[:2],
+            _shared_bytes(),
+            *np.maximum(now - self._before, 0),
+        ]
         self._before = now
         trainers = self._trainers
-        of_trainers = trainers.concatenate(torch.tensor([row], dtype=torch.float64)).numpy()
+        table = trainers.concatenate(torch.tensor([row], dtype=torch.float64)).numpy()
+        joules, of_trainers = table[:, 0], table[:, 1:]
         busy = trainers.concatenate(torch.tensor([list(busy_seconds)], dtype=torch.float64))
         waits = waits_for(busy.numpy(), self._hosts)
         hosts = []
@@ -102,10 +115,19 @@ class Usage:
                             _BY_HOST, by_host.reshape(len(_BY_HOST), -1), strict=True
                         )
                     },
+                    "energy_joules": _known(joules[self._hosts == host]),
                     "step_wait_seconds_for": [round(float(value), 6) for value in waits[host]],
                 }
             )
         return {"hosts": hosts}
+
+    def _joules_since(self) -> float:
+        """Of this host since the last call; NaN if another trainer or nobody knows them."""
+        joules = None if self._energy is None else self._energy.joules()
+        if joules is None:
+            return float("nan")
+        before, self._joules = self._joules, joules
+        return joules - before
 
     def _families(self) -> list[list[psutil.Process]]:
         return [_family(process) for process in self._processes]
@@ -141,6 +163,11 @@ def waits_for(busy: np.ndarray, hosts: np.ndarray) -> np.ndarray:
         waited = busy.max(0) - busy
         np.add.at(waits, (hosts[:, None], hosts[slowest][None, :]), waited)
     return waits
+
+
+def _known(joules: np.ndarray) -> float | None:
+    known = joules[~np.isnan(joules)]
+    return round(float(known[0]), 3) if len(known) else None
 
 
 def _number(name: str, value: float) -> float | int:
