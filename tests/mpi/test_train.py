@@ -38,7 +38,7 @@ def test_a_job_trains_and_leaves_a_whole_run_directory(
 ) -> None:
     parts = partitioned(planted(), hosts)
     run_dir = tmp_path / "run"
-    ended = train(ranks, parts, run_dir, *QUICK, hosts=hosts)
+    ended = train(ranks, parts, run_dir, *QUICK, "--tensorboard", hosts=hosts)
     assert len(re.findall(r"^epoch +\d/4 ", ended.stdout, re.MULTILINE)) == 4
     assert ended.stderr == ""
 
@@ -59,6 +59,7 @@ def test_a_job_trains_and_leaves_a_whole_run_directory(
     assert len(steps) == ranks // 2
     assert len(set(steps)) == 1, "all trainers take the same number of steps"
 
+    assert len(list((run_dir / "tensorboard").glob("events.out.tfevents.*"))) == 1
     run = read_run(run_dir)
     assert list(strangers(run)) == []
     assert len(run.hosts) == hosts
