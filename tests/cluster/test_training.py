@@ -71,6 +71,7 @@ OURS = (
     r"layer 1 (averages|multiplies) .*",
     r"the cache holds .*",
     r"step \d+/\d+ of epoch \d+/\d+  loss .*",
+    r"evaluating: [\d,]+ of [\d,]+ rows, .* left",
     r"epoch +\d+/\d+  loss \d+\.\d+  \d+\.\d\d s(  val .*  test .*  \(evaluated in .* s\))?",
     r"",  # Open MPI's launcher ends with one
     # Where Slurm has no task plugin, as here; not even --quiet silences it.
