@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = (ROOT / "packaging/Dockerfile").read_text()
@@ -60,6 +62,17 @@ def test_the_environment_is_that_of_the_lock(
     program = [tmp_path / ".venv/bin/python", "-m", "distsage", "--version"]
     said = subprocess.run(program, cwd="/", env={"PYTHONPATH": tmp_path}, stdout=subprocess.PIPE)
     assert (said.returncode, said.stdout) == (0, b"0.1.0\n")
+
+
+def test_the_lock_fits_the_python_of_debian_12() -> None:
+    """Which is 3.11.2; the tests may run with a later one."""
+    wanted = {each.name: each.metadata["Requires-Python"] for each in distributions()}
+    refusing = {
+        name: versions
+        for name, versions in wanted.items()
+        if versions is not None and not SpecifierSet(versions).contains("3.11.2")
+    }
+    assert refusing == {}
 
 
 def test_both_images_are_made_alike() -> None:
