@@ -1,4 +1,4 @@
-"""The images: the steps that make their environment are run here; the images are not built."""
+"""The images: the steps that make their environment are run here; no test builds an image."""
 
 import os
 import re
