@@ -198,8 +198,9 @@ def _own_run_dir() -> Path:
 class FeatureOptions:
     """How feature rows are kept."""
 
-    feat_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Type in which feature rows are kept, and sent over the network. Sums stay in float32."""
+    feat_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    """Type in which feature rows are kept, and sent over the network. Sums stay in float32. int8
+    has a scale per column: the largest magnitude of the column becomes 127."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class SparseRows:
     Attributes:
         indptr: int64 `[n + 1]`; row i has the numbers [indptr[i], indptr[i + 1]).
         columns: int32 `[nnz]`, ascending within a row, each at most once.
-        values: float32, float16 or bfloat16 `[nnz]`; None: every number is 1.
+        values: float32, float16, bfloat16 or int8 `[nnz]`; None: every number is 1.
         width: F.
     """
 
@@ -166,4 +166,4 @@ def _bits(values: Tensor | None) -> np.ndarray:
     """Numbers to be copied as they are, whatever they mean."""
     if values is None:
         return np.empty(0, np.int32)
-    return values.view(torch.int32 if values.element_size() == 4 else torch.int16).numpy()
+    return values.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[values.itemsize]).numpy()

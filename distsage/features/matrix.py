@@ -10,6 +10,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from distsage.data.column_scales import column_peaks, column_scales
 from distsage.data.precision import cast_features
 from distsage.data.sparse_rows import SparseRows
 
@@ -24,15 +25,36 @@ def rows_between(features: Features, begin: int, end: int) -> Features:
     return features[begin:end]
 
 
-def sparse_rows(matrix: scipy.sparse.csr_matrix, dtype: str) -> SparseRows:
-    """A CSR matrix of float32 as sparse rows, its values in `dtype` (as `cast_features` has it).
+def feature_scales(features: "np.ndarray | scipy.sparse.csr_matrix") -> np.ndarray | None:
+    """The scales of columns that are kept in int8, float32 `[F]`.
+
+    None where all numbers of sparse features are 1, which need none.
+
+    Raises:
+        UserError: a number is not finite.
+    """
+    if not isinstance(features, np.ndarray) and (features.data == 1).all():
+        return None
+    return column_scales(column_peaks(features))
+
+
+def sparse_rows(
+    matrix: scipy.sparse.csr_matrix, dtype: str, scale: np.ndarray | None = None
+) -> SparseRows:
+    """A CSR matrix of float32 as sparse rows, its values in `dtype`.
+
+    Args:
+        matrix: `[N, F]`.
+        dtype: as `cast_features` has it.
+        scale: float32 `[F]`, for int8: its `feature_scales`.
 
     Raises:
         UserError: a value is too large for the type.
     """
     values = None
     if not (matrix.data == 1).all():
-        values = cast_features(torch.from_numpy(matrix.data), dtype)
+        scale = None if scale is None else scale[matrix.indices]
+        values = cast_features(torch.from_numpy(matrix.data), dtype, scale)
     return SparseRows(
         torch.from_numpy(matrix.indptr.astype(np.int64, copy=False)),
         torch.from_numpy(matrix.indices.astype(np.int32, copy=False)),
@@ -41,14 +63,21 @@ def sparse_rows(matrix: scipy.sparse.csr_matrix, dtype: str) -> SparseRows:
     )
 
 
-def dense_table(features: "np.ndarray | scipy.sparse.csr_matrix", dtype: str) -> Tensor:
+def dense_table(
+    features: "np.ndarray | scipy.sparse.csr_matrix", dtype: str, scale: np.ndarray | None = None
+) -> Tensor:
     """Features as a table `[N, F]` of `dtype`; sparse ones are filled in.
+
+    Args:
+        features: float32.
+        dtype: as `cast_features` has it.
+        scale: float32 `[F]`, for int8: their `feature_scales`.
 
     Raises:
         UserError: a value is too large for the type.
     """
     dense = features if isinstance(features, np.ndarray) else features.toarray()
-    return cast_features(torch.from_numpy(dense), dtype)
+    return cast_features(torch.from_numpy(dense), dtype, scale)
 
 
 def feature_rows(features: "np.ndarray | scipy.sparse.csr_matrix") -> Features:

@@ -26,7 +26,7 @@ from distsage.sampling.batch import MiniBatch
 def as_array(tensor: Tensor) -> np.ndarray:
     """A tensor's memory as `distsage.kernels.simd` takes it: half precisions as integers."""
     tensor = tensor.detach()
-    if tensor.dtype == torch.float32:
+    if tensor.dtype in (torch.float32, torch.int8):
         return tensor.numpy()
     bits = tensor.view(torch.int16).numpy()
     return bits.view(np.uint16) if tensor.dtype == torch.bfloat16 else bits

@@ -17,9 +17,10 @@ CACHE_LINE = 64
 """Bytes."""
 
 F32 = ir.FloatType()
+I8 = ir.IntType(8)
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
-BYTES = ir.IntType(8).as_pointer()
+BYTES = I8.as_pointer()
 F32X16 = ir.VectorType(F32, LANES)
 I1X16 = ir.VectorType(ir.IntType(1), LANES)
 I32X16 = ir.VectorType(I32, LANES)
@@ -42,6 +43,7 @@ STORED = {
     types.float32: F32,
     types.uint16: ir.IntType(16),  # bfloat16: the upper half of a float32
     types.int16: ir.HalfType(),
+    types.int8: I8,
 }
 
 
@@ -193,6 +195,8 @@ def splat(builder: Any, scalar: Any) -> Any:
 def to_float32(builder: Any, value: Any, kind: Any) -> Any:
     """One element of an array's type, or sixteen, as float32."""
     many = isinstance(value.type, ir.VectorType)
+    if kind == I8:
+        return builder.sitofp(value, F32X16 if many else F32)
     if isinstance(kind, ir.HalfType):
         assert chosen() > Level.TORCH, "half precision needs a processor that converts it"
         return builder.fpext(value, F32X16 if many else F32)
@@ -204,7 +208,12 @@ def to_float32(builder: Any, value: Any, kind: Any) -> Any:
 
 
 def from_float32(builder: Any, value: Any, kind: Any) -> Any:
-    """Round sixteen float32 to the type in which an array holds them: to nearest, ties to even."""
+    """Sixteen float32 in the type in which an array holds them.
+
+    Halves are rounded to nearest, ties to even; int8 takes whole numbers only.
+    """
+    if kind == I8:
+        return builder.fptosi(value, ir.VectorType(kind, LANES))
     if isinstance(kind, ir.HalfType):
         assert chosen() > Level.TORCH, "half precision needs a processor that converts it"
         return builder.fptrunc(value, ir.VectorType(kind, LANES))

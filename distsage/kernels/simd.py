@@ -9,7 +9,7 @@ written at `min(column, width - 16)`, so that the last vector of a row overlaps 
 instead of leaving a remainder; rows narrower than 16 are masked. An overlapped column is computed
 and written twice with the same result, so a kernel that overwrites its input takes care.
 
-Arrays hold float32, or bfloat16 as uint16, or float16 as int16 (numba has neither type).
+Arrays hold float32, or bfloat16 as uint16, or float16 as int16 (numba has neither type), or int8.
 """
 
 from collections.abc import Callable
@@ -170,7 +170,7 @@ def load16(typingctx: Any, array: Any, row: Any, column: Any) -> tuple[Any, Call
 def store16(typingctx: Any, array: Any, row: Any, column: Any, value: Any) -> tuple[Any, Callable]:
     """Write 16 elements of a row from min(column, width - 16) on; nothing beyond the row.
 
-    To bfloat16 and float16 it rounds to nearest, ties to even.
+    To bfloat16 and float16 it rounds to nearest, ties to even; to int8 go whole numbers only.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

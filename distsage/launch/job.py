@@ -123,6 +123,9 @@ def start(world: World, config: TrainConfig, watched: Watched) -> Job:
         world.agree("staging", lambda: _stage(agreed, staged, world.progress))
         parts = world.agree("staged parts", lambda: agreed.parts.reopened(staged))
 
+    scale = None
+    if config.feat_dtype == "int8":
+        scale = world.agree("feature scales", parts.parts.feature_scales)
     watched.mark("importing DGL", State.STARTING)
     from distsage.launch.dgl.messages import DGLJob
 
@@ -153,6 +156,7 @@ def start(world: World, config: TrainConfig, watched: Watched) -> Job:
             secret=secret,
             startup_timeout=config.startup_timeout,
             feature_dtype=config.feat_dtype,
+            feature_scale=scale,
         ),
         rendezvous=rendezvous,
         server_process=processes[world.rank - world.rank % 2],

@@ -27,7 +27,7 @@ from distsage.sampling.batch import Block
 
 
 class SageLayer(nn.Module):
-    """The linear half of one layer.
+    """The parameters of the linear half of one layer, `x weight' + bias`, x `[n, 2 * in_width]`.
 
     Attributes:
         weight: `[out_width, 2 * in_width]`, W_self beside W_neigh.
@@ -47,10 +47,6 @@ class SageLayer(nn.Module):
             for half in self.weight.split(self.in_width, dim=1):
                 nn.init.xavier_uniform_(half, gain, generator=generator)
             self.bias.zero_()
-
-    def forward(self, self_and_mean: Tensor) -> Tensor:
-        """Return `[n, out_width]` from `[h_v | mean of h_u]`, `[n, 2 * in_width]`."""
-        return linear(self_and_mean, self.weight, self.bias)
 
 
 class GraphSAGE(nn.Module):
@@ -82,6 +78,7 @@ class GraphSAGE(nn.Module):
         self.layers = cast(Sequence[SageLayer], layers)  # ModuleList has no element type
         self.dropout = dropout
         self.precision = precision
+        self._input_scale: Tensor | None = None
         self._workspace = Workspace()
         generator = torch.Generator().manual_seed(seed)
         for layer in self.layers:
@@ -108,6 +105,24 @@ class GraphSAGE(nn.Module):
         weight = self.layers[0].weight
         weight.data = weight.data.t().contiguous().t()
 
+    def scale_inputs(self, scale: Tensor) -> None:
+        """Have features count in units of their own, for instance those of int8.
+
+        The parameters stay what they are for features in units of one. Layer 1 is linear, so its
+        weight is multiplied by the scale instead of every number that is read: once a batch.
+
+        Args:
+            scale: float32 `[F]`, how much 1 of each column is; on the device of the parameters.
+        """
+        self._input_scale = scale.repeat(2)
+
+    def weight_of(self, layer: int) -> Tensor:
+        """What a layer's input is multiplied by, `[out_width, 2 * in_width]`; 0 is the first."""
+        weight = self.layers[layer].weight
+        if layer > 0 or self._input_scale is None:
+            return weight
+        return weight * self._input_scale
+
     def forward(
         self, inputs: InputLayer | MultipliedInput, blocks: Sequence[Block], key: np.uint64
     ) -> Tensor:
@@ -125,7 +140,7 @@ class GraphSAGE(nn.Module):
         for i, (layer, block) in enumerate(zip(self.layers[:-1], blocks, strict=True)):
             x = hidden_layer(
                 x,
-                layer.weight,
+                self.weight_of(i),
                 layer.bias,
                 block,
                 p,
@@ -133,10 +148,9 @@ class GraphSAGE(nn.Module):
                 self._workspace,
                 self.precision,
             )
+        weight, bias = self.weight_of(len(self.layers) - 1), self.layers[-1].bias
         if isinstance(x, MultipliedInput):
-            layer = self.layers[-1]
-            sums = input_sums(x, layer.weight, self._workspace, self.precision)
-            return sums.float() + layer.bias
+            return input_sums(x, weight, self._workspace, self.precision).float() + bias
         if isinstance(x, InputLayer):
             x = input_self_and_mean(x, self._workspace, self.precision)
-        return self.layers[-1](x).float()
+        return linear(x, weight, bias).float()

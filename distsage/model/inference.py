@@ -49,7 +49,7 @@ def exchanged_rows(model: GraphSAGE, layer: int, h: Features) -> Tensor:
     if not _multiplies_first(model, layer, h):
         assert isinstance(h, Tensor)
         return h
-    weight = model.layers[layer].weight.detach()[:, model.layers[layer].in_width :].t().contiguous()
+    weight = model.weight_of(layer).detach()[:, model.layers[layer].in_width :].t().contiguous()
     out = torch.empty(len(h), weight.shape[1])
 
     def rows(begin: int, end: int) -> None:
@@ -105,7 +105,7 @@ def layer_rows(
         float32 `[n, out_width]` on the CPU.
     """
     width = model.layers[layer].in_width
-    weight, bias = model.layers[layer].weight.detach(), model.layers[layer].bias.detach()
+    weight, bias = model.weight_of(layer).detach(), model.layers[layer].bias.detach()
     weight_self, weight_neighbours = weight[:, :width].t().contiguous(), weight[:, width:].t()
     out = torch.empty(len(own), len(weight))
     telling = threading.Lock()

@@ -66,6 +66,7 @@ def estimate(graph: Graph, num_parts: int, method: str, num_trainers_per_host: i
         8 * nodes + index * edges  # topology
         + 17 * edges + 25 * (nodes + halo)  # graph.dgl
         + rows + stock  # node_feat.dgl and what lies beside it
+        + 4 * graph.num_features  # the peaks of columns
         + (8 if graph.original_ids is None else graph.original_ids.itemsize) * nodes
         + (index + 4) * halo  # cache ranking
     )  # fmt: skip

@@ -6,7 +6,7 @@ from distsage.config import JobOptions
 from distsage.partitioning.host_parts import HostParts
 from distsage.partitioning.manifest import Manifest
 
-_TYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_TYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 _COLUMN_BYTES, _BOUND_BYTES = 4, 8
 
 

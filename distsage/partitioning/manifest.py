@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from distsage.data.encoding import Encoding
 from distsage.data.graph import Task
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 QUALITY = "quality.json"
 INDPTR = "topology/indptr.npy"
@@ -18,6 +18,8 @@ INDICES = "topology/indices.npy"
 ORIGINAL_IDS = "original_ids.npy"
 CACHE_RANKING = "cache_ranking.npy"
 CACHE_PROBABILITY = "cache_probability.npy"
+# The largest magnitude of each feature column; none where sparse features have no values.
+PEAKS = "feature_peaks.npy"
 # Sparse features: how many numbers every row of the graph has, and a part's numbers.
 COUNTS = "feature_counts.npy"
 COLUMNS = "feature_columns.npy"
@@ -238,6 +240,8 @@ class Manifest:
             ):
                 raise ValueError(f"the numbers of part {index} contradict each other")
         arrays = [(INDPTR, self.num_nodes + 1, (8,)), (INDICES, self.num_edges, (4, 8))]
+        if self.features.has_values:
+            arrays.append((PEAKS, self.num_features, (4,)))
         if self.features.is_sparse:
             arrays.append((COUNTS, self.num_nodes, (4,)))
             for index, part in enumerate(self.parts):
@@ -265,6 +269,8 @@ def part_file_names(part: int, features: FeatureStorage) -> list[str]:
 def file_names(graph_name: str, num_parts: int, features: FeatureStorage) -> list[str]:
     """The files of a parts directory beside its manifest."""
     shared = [f"{graph_name}.json", ORIGINAL_IDS, QUALITY, INDICES, INDPTR]
+    if features.has_values:
+        shared.append(PEAKS)
     if features.is_sparse:
         shared.append(COUNTS)
     parts = (part_file_names(part, features) for part in range(num_parts))

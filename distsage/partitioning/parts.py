@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 
+from distsage.data.column_scales import column_scales
 from distsage.data.graph import Topology
 from distsage.data.npy import ArrayError, map_array
 from distsage.data.validate import MASKS
@@ -33,6 +34,7 @@ from distsage.partitioning.manifest import (
     MANIFEST,
     NODE_DATA,
     ORIGINAL_IDS,
+    PEAKS,
     VALUES,
     Manifest,
     dgl_config,
@@ -151,6 +153,18 @@ class Parts:
             UserError: as for `topology`.
         """
         return self._array(f"part{part}/{CACHE_PROBABILITY}", "f", len(self.cache_ranking(part)))
+
+    def feature_scales(self) -> np.ndarray | None:
+        """The scales of columns that are kept in int8, float32 `[F]`.
+
+        None where all numbers of sparse features are 1, which need none.
+
+        Raises:
+            UserError: as for `topology`, or a number is not finite.
+        """
+        if not self.manifest.features.has_values:
+            return None
+        return column_scales(self._array(PEAKS, "f", self.manifest.num_features))
 
     def feature_counts(self) -> np.ndarray:
         """How many numbers each row of sparse features has: int32 `[N]`, a read-only memory map.

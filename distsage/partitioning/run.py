@@ -15,6 +15,7 @@ import numpy as np
 
 from distsage import __version__
 from distsage.config import PartMethod
+from distsage.data.column_scales import column_peaks
 from distsage.data.graph import Graph, Topology
 from distsage.data.raw import rows_per_chunk
 from distsage.errors import UserError
@@ -32,6 +33,7 @@ from distsage.partitioning.manifest import (
     MANIFEST,
     NODE_DATA,
     ORIGINAL_IDS,
+    PEAKS,
     QUALITY,
     FeatureStorage,
     File,
@@ -280,6 +282,8 @@ def _write_parts(
                     )
                 )
     np.save(directory / INDPTR, indptr, allow_pickle=False)
+    if storage.has_values:
+        np.save(directory / PEAKS, column_peaks(graph.features), allow_pickle=False)
     if not isinstance(graph.features, np.ndarray):
         counts = np.diff(graph.features.indptr)[order.position].astype(np.int32)
         np.save(directory / COUNTS, counts, allow_pickle=False)

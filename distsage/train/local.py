@@ -20,7 +20,7 @@ from distsage.config import IN_MEMORY, LocalConfig, ReadingOptions, job_name
 from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
 from distsage.features.choice import BatchCounts, InputChoice, choose_input_layer
-from distsage.features.matrix import dense_table, sparse_rows
+from distsage.features.matrix import dense_table, feature_scales, sparse_rows
 from distsage.features.resident import keep_on_gpu
 from distsage.features.rows import LocalRows
 from distsage.files import own_directory
@@ -213,7 +213,10 @@ def _train(
     steps = _EpochSteps(plan)
     choice = _choose_input_layer(config, graph, topology, plan, len(model.layers[0].weight))
     print(choice.why, flush=True)
-    rows = _feature_rows(graph, config.feat_dtype, choice, device)
+    scale = feature_scales(graph.features) if config.feat_dtype == "int8" else None
+    if scale is not None:
+        model.scale_inputs(torch.from_numpy(scale).to(device))
+    rows = _feature_rows(graph, config.feat_dtype, scale, choice, device)
     if choice.way == "sparse":
         model.lay_out_for_sparse_rows()
     loader = DataLoader(
@@ -299,11 +302,13 @@ def _choose_input_layer(
     )
 
 
-def _feature_rows(graph: Graph, dtype: str, choice: InputChoice, device: torch.device) -> LocalRows:
+def _feature_rows(
+    graph: Graph, dtype: str, scale: np.ndarray | None, choice: InputChoice, device: torch.device
+) -> LocalRows:
     if choice.way == "sparse":
         assert not isinstance(graph.features, np.ndarray)
-        return LocalRows(sparse_rows(graph.features, dtype), multiplies=True)
-    table = dense_table(graph.features, dtype)
+        return LocalRows(sparse_rows(graph.features, dtype, scale), multiplies=True)
+    table = dense_table(graph.features, dtype, scale)
     return LocalRows(
         table,
         keep_on_gpu(table, table[:0], device),

@@ -79,6 +79,8 @@ def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: 
     counts = trainers.concatenate(torch.tensor([len(train_nodes)])).tolist()
     plan = SeedPlan(train_nodes, counts, config.batch_size, config.seed, trainers.rank)
     model = new_model(config, manifest.num_features, manifest.num_classes).to(device)
+    if job.dgl.feature_scale is not None:
+        model.scale_inputs(torch.from_numpy(job.dgl.feature_scale).to(device))
     new_sampler = _sampler_maker(job, store, trainers, topology)
     watched.mark("sampling a batch, to choose how layer 1 computes", State.WORKING)
     choice = _choose_input_layer(job, trainers, plan, new_sampler, len(model.layers[0].weight))

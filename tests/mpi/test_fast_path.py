@@ -33,6 +33,7 @@ def numbered(largest: float = 0.0) -> Graph:
         (8, 2, "float32", ("--cache-ratio", 0.3), 0.3),
         (6, 3, "float16", ("--cache-ratio", 1), 1),
         (8, 2, "bfloat16", ("--cache-bytes", 6 * 101), None),
+        (4, 2, "int8", ("--cache-bytes", 3 * 101), None),
     ],
     ids=lambda value: str(value),
 )
@@ -52,7 +53,10 @@ def test_every_row_is_its_nodes_wherever_it_comes_from(
     parts = Parts.open(path)
     v = np.asarray(parts.original_ids()).astype(np.float64)
     exact = np.stack((v, 3 * v - 1000, v % 7), 1)
-    eps = {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8}[dtype]
+    if dtype == "int8":
+        exact = exact.astype(np.float32)
+        exact = np.rint(exact / (np.abs(exact).max(0) / np.float32(127)))
+    eps = {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8, "int8": 0}[dtype]
     for trainer in range(ranks // 2):
         view = dict(np.load(tmp_path / f"rows-{trainer}.npz"))
         assert str(view["dtype"]) == f"torch.{dtype}"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from conftest import Partitioned, planted
-from jobs import epochs, losses, mpirun, summary, train
+from jobs import distsage, epochs, losses, mpirun, summary, train
 
 from distsage.data.graph import Graph
 from distsage.partitioning.parts import Parts
@@ -51,6 +51,19 @@ def test_every_row_is_its_nodes_for_all_trainers_of_a_host(
         np.testing.assert_array_equal(view["fetched"], expected[view["mixed"]])
         assert len(view["cached_gid"]) > 0
         np.testing.assert_array_equal(view["cached"], expected[view["cached_gid"]])
+
+
+def test_int8_is_the_same_in_a_job_and_on_one_machine(
+    partitioned: Partitioned, tmp_path: Path
+) -> None:
+    """The scales come from the parts in one, and from the features in the other."""
+    parts = partitioned(bags_of_words(), 1)
+    options = (*QUICK, "--num-epochs", 3, "--feat-dtype", "int8")
+    train(2, parts, tmp_path / "job", *options, hosts=1)
+    distsage("local", "--parts", parts, "--run-dir", tmp_path / "local", *options)
+    assert losses(tmp_path / "job") == losses(tmp_path / "local")
+    for mask in ("val", "test"):
+        assert summary(tmp_path / "job")[mask] == summary(tmp_path / "local")[mask]
 
 
 def total(run_dir: Path, name: str) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from dgl.distributed import dist_graph, kvstore, role, rpc
 
@@ -44,7 +45,9 @@ class DGLJob:
         prefix: of the names of this host's shared-memory segments; no slash.
         secret: known to this job's ranks only; tells them from strangers.
         startup_timeout: seconds until a missing server counts as absent.
-        feature_dtype: float32, float16 or bfloat16, in which features are kept and sent.
+        feature_dtype: float32, float16, bfloat16 or int8, in which features are kept and sent.
+        feature_scale: float32 `[F]`, how much one counts in int8; None for other types, and where
+            features have no values.
     """
 
     assignment: Assignment
@@ -57,6 +60,7 @@ class DGLJob:
     secret: bytes = field(repr=False)
     startup_timeout: float
     feature_dtype: str
+    feature_scale: np.ndarray | None
 
     @property
     def max_message_bytes(self) -> int:

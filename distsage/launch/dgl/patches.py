@@ -273,8 +273,8 @@ def load_rows(job: DGLJob) -> None:
     """Have this server keep and send the rows of all parts of its host.
 
     DGL serves one part, features in the type of the file, and dense ones only. Here features are
-    float32, float16 or bfloat16 (types of two bytes are kept as int16: DGL has no shared memory of
-    bfloat16); sparse ones are not among what DGL loads (`share_sparse_features`).
+    kept in the type of the job (those of two bytes as int16: DGL has no shared memory of bfloat16);
+    sparse ones are not among what DGL loads (`share_sparse_features`).
     """
     parts = job.parts
     is_sparse = parts.manifest.features.is_sparse
@@ -287,7 +287,7 @@ def load_rows(job: DGLJob) -> None:
             for short_name, array in read_node_data(parts.parts.path / f"part{part}").items():
                 name, rows = f"{NODE_TYPE}/{short_name}", torch.from_numpy(array)
                 if short_name == "features" and not is_sparse:
-                    rows = _shareable(cast_features(rows, job.feature_dtype))
+                    rows = _shareable(cast_features(rows, job.feature_dtype, job.feature_scale))
                 if len(rows) == high - low:  # there is no other part
                     together[name] = rows
                     continue
@@ -312,7 +312,8 @@ def share_sparse_features(job: DGLJob, store: kvstore.KVServer) -> None:
     indptr, columns, values = job.parts.sparse_features(job.assignment.host)
     arrays = {SPARSE_INDPTR: indptr, SPARSE_COLUMNS: columns}
     if values is not None:
-        cast = cast_features(torch.from_numpy(np.array(values)), job.feature_dtype)
+        scale = None if job.feature_scale is None else job.feature_scale[columns]
+        cast = cast_features(torch.from_numpy(np.array(values)), job.feature_dtype, scale)
         arrays[SPARSE_VALUES] = _shareable(cast).numpy()
     for name, array in arrays.items():
         # There are no segments of no bytes.

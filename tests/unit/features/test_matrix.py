@@ -51,6 +51,7 @@ def test_ones_need_no_memory():
     matrix = scipy.sparse.csr_matrix(np.eye(100, dtype=np.float32))
     assert sparse_rows(matrix, "float32").nbytes == 101 * 8 + 100 * 4
     assert sparse_rows(matrix * 2, "float16").nbytes == 101 * 8 + 100 * (4 + 2)
+    assert sparse_rows(matrix * 2, "int8", np.ones(100, "f4")).nbytes == 101 * 8 + 100 * (4 + 1)
     assert dense_table(matrix, "float32").nbytes == 100 * 100 * 4
 
 

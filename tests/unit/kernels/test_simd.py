@@ -73,6 +73,20 @@ def test_half_precision_rounds_as_torch_does(width, dtype, view):
     assert np.array_equal(back, half.float().numpy(), equal_nan=True)
 
 
+@pytest.mark.parametrize("width", [1, 5, 16, 40, 100])
+def test_whole_numbers_of_a_byte_are_read_and_written(width):
+    whole = np.random.default_rng(0).integers(-128, 128, (50, width), np.int8)
+    whole = np.minimum(whole, 0)  # `copy` then only scales
+    room = np.full((50, width + 40), 7, np.int8)
+    copy(whole, room[:, 20 : 20 + width], 1.0)
+    np.testing.assert_array_equal(room[:, 20 : 20 + width], whole)
+    assert (room[:, :20] == 7).all()
+    assert (room[:, 20 + width :] == 7).all()
+    numbers = np.empty((50, width), np.float32)
+    copy(whole, numbers, 0.5)
+    np.testing.assert_array_equal(numbers, whole / 2)
+
+
 def test_slots_count_through_three_tables():
 
     for sizes in ((50, 30, 10), (0, 80, 10), (90, 0, 0), (0, 0, 90)):

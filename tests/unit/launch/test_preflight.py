@@ -90,6 +90,7 @@ def test_shared_memory_counts_the_features_type_and_the_cache(tmp_path):
 
     bare = need(cache_ratio=0)
     assert bare - need(cache_ratio=0, feat_dtype="bfloat16") == own * width * 2
+    assert bare - need(cache_ratio=0, feat_dtype="int8") == own * width * 3
     ranked = len(parts.parts.cache_ranking(0))
     assert 0 < ranked <= remote
     assert need(cache_ratio=1) - bare == ranked * width * 4  # no more rows than were ranked

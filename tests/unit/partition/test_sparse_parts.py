@@ -12,6 +12,7 @@ import scipy.sparse
 from distsage.config import PreflightConfig
 from distsage.data.graph import Graph
 from distsage.errors import UserError
+from distsage.features.matrix import feature_scales
 from distsage.launch import preflight
 from distsage.partitioning import estimate, storage
 from distsage.partitioning.host_parts import HostParts
@@ -67,6 +68,11 @@ def test_rows_come_back_as_they_were(
     assert manifest.features.has_values == (kind in ("values", "zeros"))
     assert sum(part.feature_numbers for part in manifest.parts) == features.nnz
     assert (path / "part0" / "feature_values.npy").exists() == manifest.features.has_values
+    scales = parts.feature_scales()
+    if scales is None:
+        assert not manifest.features.has_values
+    else:
+        np.testing.assert_array_equal(scales, feature_scales(features))
     found, _ = load_parts(path)
     assert isinstance(found.features, scipy.sparse.csr_matrix)
     in_order = features[np.asarray(parts.original_ids())]
@@ -105,7 +111,7 @@ def options(**chosen: object) -> PreflightConfig:
     return PreflightConfig(parts="unused", **chosen)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("dtype", "number"), [("float32", 8), ("bfloat16", 6)])
+@pytest.mark.parametrize(("dtype", "number"), [("float32", 8), ("bfloat16", 6), ("int8", 5)])
 def test_the_cache_is_the_rows_that_fit(written: Path, dtype: str, number: int) -> None:
     parts = on_three_hosts(written)
     ranking = parts.cache_ranking(0)

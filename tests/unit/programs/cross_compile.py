@@ -20,6 +20,7 @@ from numba.core.types import (
     boolean,
     float32,
     float64,
+    int8,
     int16,
     int32,
     int64,
@@ -47,15 +48,15 @@ def kernels() -> dict[str, list[tuple]]:
     from distsage.kernels.hidden_layer import BySource, Dropout
     from distsage.kernels.input_layer import ByColumn, Csr
 
-    tables = {kind: NamedUniTuple(rows(kind), 3, Tables) for kind in (float32, BFLOAT16, FLOAT16)}
+    stored = (float32, BFLOAT16, FLOAT16, int8)
+    tables = {kind: NamedUniTuple(rows(kind), 3, Tables) for kind in stored}
     edges = {
         kind: NamedTuple((numbers(int64), numbers(kind), numbers(kind)), Edges)
         for kind in (int32, int64)
     }
     by_source = NamedTuple((numbers(int64), numbers(int32), numbers(float32)), BySource)
     csr = {
-        kind: NamedTuple((numbers(int64), numbers(int32), numbers(kind)), Csr)
-        for kind in (float32, BFLOAT16, FLOAT16)
+        kind: NamedTuple((numbers(int64), numbers(int32), numbers(kind)), Csr) for kind in stored
     }
     by_column = NamedTuple((numbers(int64), numbers(int32), numbers(float32)), ByColumn)
     dropout = NamedTuple((int64, float64, uint64), Dropout)
@@ -159,7 +160,7 @@ def kernels() -> dict[str, list[tuple]]:
                 numbers(kind),
             )
             for kind in (int32, int64)
-            for values in (int16, int32)
+            for values in (int8, int16, int32)
         ],
         "slots.split_slots": [
             (

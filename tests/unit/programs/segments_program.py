@@ -25,7 +25,7 @@ assignment = Assignment(0, 4, "server" if what == "serve" else "trainer", 1, 2, 
 install(
     DGLJob(
         *(assignment, [("127.0.0.1", 1)] * 2, ["a", "b"], ["c", "d"], None, parts, prefix),
-        *(b"secret", 1.0, "float32"),
+        *(b"secret", 1.0, "float32", None),
     )
 )
 if what == "serve":
