@@ -1,7 +1,7 @@
 """`distsage train` with inputs that are slow: `slow_program.py WHAT OPTIONS`. Started by the tests.
 
 WHAT is
-    files       every file that is checked, or copied by --stage, takes SLOW_SECONDS; there are 9
+    files       every file that is checked, or copied by --stage, takes SLOW_SECONDS; there are 10
     work        the first server reads its part for LOAD_SECONDS, and the first trainer computes its
                 nodes for LAYER_SECONDS
     hung-load   the first server stops to read its part after a while
@@ -18,7 +18,7 @@ from typing import Any
 
 from distsage.cli import main
 
-SLOW_SECONDS = 8.0
+SLOW_SECONDS = 7.0
 LOAD_SECONDS = 75.0
 LAYER_SECONDS = 40.0
 RANK = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMIX_RANK"))

@@ -120,6 +120,11 @@ ALL = _distsage(
     sampler="labor",
     precision="bf16",
 )
+# The same, but for the bytes that features take.
+FLOAT16 = _distsage(
+    "distsage, float16 features", num_workers="1", cache_ratio="0.2", feat_dtype="float16"
+)
+INT8 = _distsage("distsage, int8 features", num_workers="1", cache_ratio="0.2", feat_dtype="int8")
 # Where the network is not the limit, LABOR's reading of all neighbours costs more than it saves.
 NO_LABOR = _distsage(
     "distsage, all but LABOR",
@@ -186,6 +191,14 @@ FULL: list[Comparison | LocalComparison] = [
     LocalComparison("local-onehot", ONEHOT, Workload("10,25", 3), ONEHOT_PROGRAMS, 2),
     LocalComparison("local-wide", WIDE, Workload("10,25", 3), WIDE_PROGRAMS, 2),
     Comparison("4-hosts", SYNTHETIC, None, Workload("10,25", 3), [BASELINE, *TECHNIQUES], 2),
+    Comparison(
+        "4-hosts-wide",
+        WIDE,
+        None,
+        Workload("10,25", 3),
+        [BASELINE, FP32, FLOAT16, INT8],
+        2,
+    ),
     Comparison(
         "4-hosts-1gbit",
         SYNTHETIC,

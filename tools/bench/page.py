@@ -47,6 +47,10 @@ _GOALS = [
     ("4-hosts-100mbit", ALL, "seconds", "epoch seconds, 100 Mbit/s per host, everything on", 10.0),
     ("4-hosts", CACHED, "received", "bytes received, cache 0.2, same sampler", 2.0),
     ("4-hosts", ALL, "received", "bytes received, LABOR, float16, cache 0.5", 10.0),
+    ("coauthor_cs", FP32, "cpu", "sparse features: CPU-seconds of all ranks", 20.0),
+    ("coauthor_cs", FP32, "received", "sparse features: bytes received, cache 0.2", 40.0),
+    ("coauthor_cs", FP32, "memory", "sparse features: memory of a host", 4.0),
+    ("4-hosts-wide", FP32, "cpu", "768 dense features: CPU-seconds of all ranks", 5.0),
 ]
 _LOCAL_GOALS = [
     ("local_fp32", "local run, epoch seconds, fp32", 3.0),

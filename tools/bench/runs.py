@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distsage.partitioning.manifest import FORMAT_VERSION
+
 from . import counters
 from .cluster import REPOSITORY, Cluster
 
@@ -90,12 +92,15 @@ class Run:
 
 
 def make_parts(work_dir: Path, dataset: str, options: list[str], num_parts: int) -> Path:
-    """Partition a dataset, or find the parts of an earlier run; return their directory."""
-    name = Path(dataset).stem.replace(":", "-")
-    parts = work_dir / f"parts-{name}-{num_parts}"
+    """Partition a dataset, or find the parts of an earlier run; return their directory.
+
+    Its name has the version of their format, since parts of another one cannot be read.
+    """
+    name = f"parts-{Path(dataset).stem.replace(':', '-')}-{num_parts}-v{FORMAT_VERSION}"
+    parts = work_dir / name
     if not (parts / "manifest.json").exists():
         words = ["--dataset", dataset, *options, "--num-parts", str(num_parts)]
-        with open(work_dir / f"parts-{name}-{num_parts}.log", "wb") as log:
+        with open(work_dir / f"{name}.log", "wb") as log:
             subprocess.run(
                 [sys.executable, "-m", "distsage", "partition", *words, "--output", str(parts)],
                 cwd=REPOSITORY,

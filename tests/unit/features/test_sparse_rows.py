@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from distsage.data.sparse_rows import SparseRows, gather_sparse_rows
 from distsage.features.cache import fill_cache
-from distsage.features.matrix import sparse_rows
+from distsage.features.matrix import dense_table, feature_scales, sparse_rows
 from distsage.launch.dgl import messages
 from distsage.launch.dgl.frames import FrameReader, FrameWriter, Message
 from distsage.launch.dgl.messages import Question
@@ -49,13 +49,17 @@ def assert_same(found: SparseRows, expected: SparseRows) -> None:
             assert torch.equal(one, other)
 
 
-DTYPES = st.sampled_from(["float32", "float16", "bfloat16"])
+def rows_in(matrix: scipy.sparse.csr_matrix, dtype: str) -> SparseRows:
+    return sparse_rows(matrix, dtype, feature_scales(matrix) if dtype == "int8" else None)
+
+
+DTYPES = st.sampled_from(["float32", "float16", "bfloat16", "int8"])
 
 
 @settings(max_examples=40, deadline=None)
 @given(matrices(), st.data(), DTYPES)
 def test_rows_of_tables_that_were_split(matrix, data, dtype):
-    rows = sparse_rows(matrix, dtype)
+    rows = rows_in(matrix, dtype)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(rows)), min_size=2, max_size=2)))
     begins, ends = [0, *cuts], [*cuts, len(rows)]
     pieces = [rows.take(np.arange(a, b)) for a, b in zip(begins, ends, strict=True)]
@@ -63,7 +67,8 @@ def test_rows_of_tables_that_were_split(matrix, data, dtype):
     slots = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=12)), np.int64)
     assert_same(gather_sparse_rows(pieces, slots), rows.take(slots))
     dense = rows.take(slots).filled_in().float().numpy()
-    expected = torch.from_numpy(matrix.toarray()[slots]).to(getattr(torch, dtype)).float()
+    scale = feature_scales(matrix) if dtype == "int8" else None
+    expected = dense_table(matrix, dtype, scale)[torch.from_numpy(slots)].float()
     np.testing.assert_array_equal(dense, expected.numpy())
 
 
@@ -71,7 +76,7 @@ def test_rows_of_tables_that_were_split(matrix, data, dtype):
 @given(matrices(), st.data(), DTYPES)
 def test_what_a_server_answers_arrives(matrix, data, dtype):
     """From its segments, which have an element at least, into a frame and out of it."""
-    rows = sparse_rows(matrix, dtype)
+    rows = rows_in(matrix, dtype)
     slots = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=12)), np.int64)
     spare = rows.columns.new_zeros(1)
     segments = {
@@ -109,7 +114,7 @@ def sent(message: Message) -> Message:
             return whole.value
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("ones", [False, True])
 @pytest.mark.parametrize("num_shares", [1, 3])
 def test_trainers_fill_one_cache_together(tmp_path, dtype, ones, num_shares):
@@ -119,7 +124,7 @@ def test_trainers_fill_one_cache_together(tmp_path, dtype, ones, num_shares):
     matrix = matrix.tocsr()
     if ones:
         matrix.data[:] = 1
-    rows = sparse_rows(matrix, dtype)
+    rows = rows_in(matrix, dtype)
     gids = np.random.default_rng(0).permutation(np.arange(3, 28))
     counts = np.diff(matrix.indptr)[gids].astype(np.int64)
     barrier = threading.Barrier(num_shares)

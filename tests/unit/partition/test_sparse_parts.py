@@ -2,18 +2,22 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import dgl
 import numpy as np
 import pytest
 import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distsage.config import PreflightConfig
 from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.features.matrix import feature_scales
 from distsage.launch import preflight
+from distsage.launch.stage import stage_parts, staged_path
 from distsage.partitioning import estimate, storage
 from distsage.partitioning.host_parts import HostParts
 from distsage.partitioning.kept_rows import cached_bytes, cached_gids
@@ -93,6 +97,48 @@ def test_rows_come_back_as_they_were(
         np.testing.assert_array_equal(node_data["_N/features"], in_order[low:high].toarray())
     else:
         assert "_N/features" not in node_data
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> scipy.sparse.csr_matrix:
+    """Rows of no number, of one, of some, and of one in every column; or none but ones."""
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    width = draw(st.integers(1, 40))
+    lengths = draw(st.lists(st.sampled_from([0, 1, 5, 40]), min_size=NODES, max_size=NODES))
+    columns = [np.sort(rng.permutation(width)[:length]) for length in lengths]
+    indptr = np.r_[0, np.cumsum([len(row) for row in columns])]
+    values = rng.normal(size=indptr[-1]).astype(np.float32)
+    if draw(st.booleans()):
+        values[:] = 1
+    return scipy.sparse.csr_matrix(
+        (values, np.concatenate(columns).astype(np.int32), indptr), (NODES, width)
+    )
+
+
+@settings(max_examples=8, deadline=None)
+@given(matrices(), st.integers(1, 4), st.data())
+def test_any_rows_come_through_partitioning_and_staging(
+    features: scipy.sparse.csr_matrix, num_parts: int, data: st.DataObject
+) -> None:
+    """A host's staged copy has the rows of its nodes, and the scales of all."""
+    num_hosts = data.draw(st.integers(1, num_parts))
+    hosts = [f"host{host}" for host in range(num_hosts)]
+    with tempfile.TemporaryDirectory() as scratch:
+        partition(graph_of(features), num_parts, Path(scratch, "parts"), method="random")
+        parts = HostParts.deal(Parts.open(Path(scratch, "parts")), hosts)
+        for host in range(num_hosts):
+            copy = stage_parts(parts, host, staged_path(Path(scratch, "stage"), "job", host))
+            found = copy.sparse_features(host)
+            values = np.ones(len(found.columns)) if found.values is None else found.values
+            low, high = copy.nodes(host)
+            shape = high - low, features.shape[1]
+            rows = scipy.sparse.csr_matrix((values, found.columns, found.indptr), shape)
+            own = np.asarray(copy.parts.original_ids()[low:high])
+            np.testing.assert_array_equal(rows.toarray(), features[own].toarray())
+            scales, expected = copy.parts.feature_scales(), feature_scales(features)
+            assert (scales is None) == (expected is None)
+            if scales is not None:
+                np.testing.assert_array_equal(scales, expected)
 
 
 def test_a_host_reads_nothing_that_only_stock_dgl_needs(written: Path) -> None:
