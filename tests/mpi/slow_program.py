@@ -18,7 +18,7 @@ from typing import Any
 
 from distsage.cli import main
 
-SLOW_SECONDS = 7.0
+SLOW_SECONDS = 6.5
 LOAD_SECONDS = 75.0
 LAYER_SECONDS = 40.0
 RANK = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMIX_RANK"))
