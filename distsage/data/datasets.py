@@ -16,6 +16,7 @@ from typing import Literal
 import scipy.sparse
 
 from distsage.data.csc import csc_from_edges, sorting_bytes, symmetrise
+from distsage.data.dense import collect
 from distsage.data.encoding import Encoding, Fill, encode
 from distsage.data.graph import Graph
 from distsage.data.raw import DenseRows, RawGraph
@@ -29,7 +30,7 @@ from distsage.data.validate import (
     row_normalised,
 )
 from distsage.errors import UserError
-from distsage.limits import require_memory
+from distsage.limits import free_memory, require_memory
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ def load_graph(
         dataset: `ogbn-products`, `ogbn-arxiv`, `ogbn-papers100M`, `reddit`, `cora`, `citeseer`,
             `pubmed`, `synthetic[:NODES[:DEGREE[:COLUMNS]]]`, `synthetic-onehot[:NODES[:DEGREE]]`;
             or the path of an `.npz` file, a DGL graph file (`.dgl` or `.bin`) or a directory of
-            tables. Letter case and `_` for `-` do not matter in names; a path that is spelled like
-            a name is written `./cora`.
+            tables or of `.npy` files. Letter case and `_` for `-` do not matter in names; a path
+            that is spelled like a name is written `./cora`.
         undirected: add the reverse of every edge and drop duplicates. Without it, edges stay as
             they are given, duplicates and self-loops included.
         split: draw the masks over the labelled nodes, such as `0.6/0.2/0.2` for train, val and
@@ -83,14 +84,15 @@ def load_graph(
             would learn from these data.
         scratch: an existing directory. Dense features that can be read in chunks are then never in
             memory as a whole: the graph has a memory map, of the file that they lie in or of one in
-            this directory.
+            this directory. Edges that memory does not hold are sorted there, too. Both are the
+            same numbers as without it.
 
     Raises:
         UserError: everything that can be wrong with the name, the files or the data in them.
         OSError: `scratch` cannot be written.
     """
     shares = None if split is None else parse_split(split)
-    raw = _read(dataset, dataset_root, seed, categorical, encoding)
+    raw = _read(dataset, dataset_root, seed, categorical, encoding, scratch)
     origin = raw.origin
     for option, value in (("categorical", categorical), ("fill", fill)):
         if value is not None and raw.feature_names is None:
@@ -101,10 +103,10 @@ def load_graph(
         raise UserError(f"{origin} holds no nodes")
     check_edges(origin, raw.src, raw.dst, raw.num_nodes)
     both_directions = undirected or raw.one_way
-    require_memory(
-        sorting_bytes(raw.num_nodes, len(raw.src), both_directions),
-        f"{origin}: sorting {len(raw.src):,} edges",
-    )
+    sorting = sorting_bytes(raw.num_nodes, len(raw.src), both_directions)
+    in_memory = scratch is None or sorting <= free_memory()
+    if in_memory:
+        require_memory(sorting, f"{origin}: sorting {len(raw.src):,} edges")
     labels, num_classes = check_labels(origin, raw.labels, raw.num_nodes, raw.num_classes)
     masks = raw.masks if shares is None else draw_masks(origin, labels, shares, seed)
     train_mask, val_mask, test_mask = check_masks(
@@ -113,7 +115,9 @@ def load_graph(
     standardise = feature_norm == "standard"
     sparse = scipy.sparse.issparse(raw.features)
     normalise = feature_norm == "row" or (feature_norm == "auto" and sparse)
-    if isinstance(raw.features, DenseRows) and not standardise and encoding is None:
+    is_table = raw.feature_names is not None
+    chunked = isinstance(raw.features, DenseRows)
+    if chunked and not standardise and encoding is None and not is_table:
         features = check_features(
             origin,
             raw.features,
@@ -123,16 +127,36 @@ def load_graph(
         )
     else:
         if isinstance(raw.features, DenseRows):
-            # Several passes follow.
-            raw = replace(raw, features=check_features(origin, raw.features, raw.num_nodes))
+            # Several passes follow, and a table may lack values that are filled.
+            rows = collect(
+                origin,
+                raw.features,
+                normalise=None,
+                file=None if scratch is None else scratch / "rows.npy",
+                missing=is_table,
+            )
+            raw = replace(raw, features=rows)
         features, encoding = encode(
-            raw, train_mask, standardise=standardise, fill=fill, given=encoding
+            raw, train_mask, standardise=standardise, fill=fill, given=encoding, scratch=scratch
         )
         if normalise:
             features = row_normalised(features)
-    topology = csc_from_edges(raw.src, raw.dst, raw.num_nodes)
-    if both_directions:
-        topology = symmetrise(topology)
+    if in_memory:
+        topology = csc_from_edges(raw.src, raw.dst, raw.num_nodes)
+        if both_directions:
+            topology = symmetrise(topology)
+    else:
+        from distsage.data.engine import sorted_topology
+
+        assert scratch is not None
+        topology = sorted_topology(
+            origin,
+            raw.src,
+            raw.dst,
+            raw.num_nodes,
+            both_directions=both_directions,
+            scratch=scratch,
+        )
     graph = Graph(
         name=graph_name(dataset),
         topology=topology,
@@ -177,6 +201,7 @@ def _read(
     seed: int,
     categorical: str | None,
     encoding: Encoding | None,
+    scratch: Path | None,
 ) -> RawGraph:
     """Choose the loader."""
     name = _canonical(dataset)
@@ -200,14 +225,14 @@ def _read(
         return read_ogb(name, root)
     path = Path(dataset).expanduser()
     _check_path(dataset, path)
+    from distsage.data.npz import is_array_directory, read_npz
+
+    if path.suffix == ".npz" or is_array_directory(path):
+        return read_npz(path)
     if path.is_dir():
         from distsage.data.tables import read_tables
 
-        return read_tables(path, categorical, encoding)
-    if path.suffix == ".npz":
-        from distsage.data.npz import read_npz
-
-        return read_npz(path)
+        return read_tables(path, categorical, encoding, scratch)
     from distsage.data.dgl_file import read_dgl_file
 
     return read_dgl_file(path)
@@ -239,7 +264,7 @@ def _check_path(dataset: str, path: Path) -> None:
     if not path.is_dir() and path.suffix not in (".npz", ".dgl", ".bin"):
         raise UserError(
             f"{path} is of no kind that can be read: an .npz file, a DGL graph file (.dgl or "
-            ".bin) or a directory of tables"
+            ".bin) or a directory of tables or .npy files"
         )
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} may not be read by this user")

@@ -13,7 +13,9 @@ import numpy as np
 from distsage.data.npy import map_array
 from distsage.data.raw import DenseRows, rows_per_chunk
 from distsage.errors import UserError
+from distsage.files import allocate
 from distsage.limits import require_memory
+from distsage.progress import progress
 
 
 def in_chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -29,6 +31,7 @@ def collect(
     *,
     normalise: Callable[[np.ndarray], np.ndarray] | None,
     file: Path | None,
+    missing: bool = False,
 ) -> np.ndarray:
     """Read all rows once.
 
@@ -38,6 +41,7 @@ def collect(
         normalise: takes and returns float32 `[k, F]`; None leaves the values as they are.
         file: where to write the rows; None keeps them in memory. It is not written where the rows
             can be mapped as they lie.
+        missing: let values that are not finite pass.
 
     Returns:
         float32 `[N, F]`, C-contiguous: a read-only memory map unless `file` is None.
@@ -49,12 +53,15 @@ def collect(
     finite = FiniteCheck(origin)
 
     def shaped() -> Iterator[np.ndarray]:
-        for chunk in rows.chunks():
-            # What float32 cannot hold becomes infinite, and the check names it.
-            with np.errstate(over="ignore"):
-                chunk = np.ascontiguousarray(chunk, np.float32)
-            finite.look_at(chunk)
-            yield chunk if normalise is None else normalise(chunk)
+        with progress("reading features", rows.shape[0], "rows") as advance:
+            for chunk in rows.chunks():
+                # What float32 cannot hold becomes infinite, and the check names it.
+                with np.errstate(over="ignore"):
+                    chunk = np.ascontiguousarray(chunk, np.float32)
+                if not missing:
+                    finite.look_at(chunk)
+                yield chunk if normalise is None else normalise(chunk)
+                advance(len(chunk))
         finite.finish()
 
     as_it_lies = rows.mapped
@@ -83,6 +90,18 @@ def collect(
         for chunk in shaped():
             stream.write(chunk.data)
     return map_array(file)
+
+
+def new_matrix(shape: tuple[int, ...], file: Path | None) -> np.ndarray:
+    """Float32 of that shape, to be filled: a new file's memory map, or in memory without one.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    if file is None or not math.prod(shape):
+        return np.empty(shape, np.float32)
+    allocate(file, 4 * math.prod(shape))
+    return np.memmap(file, np.float32, "r+", 0, shape)
 
 
 class FiniteCheck:

@@ -11,11 +11,13 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse
 
+from distsage.data.dense import new_matrix
 from distsage.data.raw import DenseRows, RawGraph
 from distsage.data.validate import check_features
 from distsage.errors import UserError
@@ -165,17 +167,19 @@ def encode(
     standardise: bool = False,
     fill: Fill | None = None,
     given: Encoding | None = None,
+    scratch: Path | None = None,
 ) -> tuple["np.ndarray | scipy.sparse.csr_matrix", Encoding | None]:
     """The features of a graph that was read, and how they came to be.
 
     Args:
-        raw: what was read; its features are in memory.
+        raw: what was read; its features are an array, which may be a memory map.
         train_mask: bool `[N]`; means and deviations are of these nodes, so that a prediction for
             the others owes nothing to their own values.
         standardise: take the mean from each dense column and divide it by its deviation.
         fill: what a dense cell without a value becomes: the column's mean, or zero. A category
             cell without one has no one in its group. Without `fill` such cells are refused.
         given: the encoding to apply, instead of what the other arguments say.
+        scratch: an existing directory for dense rows; None keeps them in memory.
 
     Returns:
         float32 `[N, F]`, dense, or CSR where the data are sparse or have category columns; and the
@@ -198,7 +202,7 @@ def encode(
     assert not isinstance(raw.features, DenseRows)
     dense, filled = raw.features, None
     if raw.feature_names is not None:
-        dense, filled = _filled(raw, train_mask, fill, given)
+        dense, filled = _filled(raw, train_mask, fill, given, scratch)
     if not raw.categories or dense.shape[1]:
         dense = check_features(raw.origin, dense, raw.num_nodes)
     encoding = given or Encoding(
@@ -217,7 +221,8 @@ def encode(
                 "zeros and ones",
                 *(raw.origin, encoding.num_dense),
             )
-        dense = _standardised(raw, dense, np.array(encoding.mean), np.array(encoding.deviation))
+        moments = np.array(encoding.mean), np.array(encoding.deviation)
+        dense = _standardised(raw, dense, *moments, scratch)
     if not encoding.categories:
         worth_keeping = raw.feature_names is not None or encoding.mean is not None
         return dense, encoding if worth_keeping else None
@@ -250,7 +255,11 @@ def _slices(num_rows: int) -> Iterator[slice]:
 
 
 def _filled(
-    raw: RawGraph, train_mask: np.ndarray, fill: Fill | None, given: Encoding | None
+    raw: RawGraph,
+    train_mask: np.ndarray,
+    fill: Fill | None,
+    given: Encoding | None,
+    scratch: Path | None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The dense columns with a number in every cell, and the numbers for cells without, `[D]`."""
     dense, names = raw.features, raw.feature_names
@@ -265,7 +274,7 @@ def _filled(
     if numbers is None:
         _refuse_missing(raw, names, "train" if given is not None else "read the table")
         return dense, None
-    filled = np.empty_like(dense)
+    filled = new_matrix(dense.shape, None if scratch is None else scratch / "filled")
     for rows in _slices(len(dense)):
         filled[rows] = np.where(np.isnan(dense[rows]), numbers, dense[rows])
     return filled, numbers
@@ -330,10 +339,14 @@ def _moments(dense: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _standardised(
-    raw: RawGraph, dense: np.ndarray, mean: np.ndarray, deviation: np.ndarray
+    raw: RawGraph,
+    dense: np.ndarray,
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    scratch: Path | None,
 ) -> np.ndarray:
     """float32 `[N, D]`; columns of deviation 0 become 0."""
-    result = np.empty_like(dense)
+    result = new_matrix(dense.shape, None if scratch is None else scratch / "standardised")
     divisor = np.where(deviation > 0, deviation, np.inf)
     with np.errstate(over="ignore"):
         for rows in _slices(len(dense)):

@@ -134,7 +134,7 @@ def _plain_dtype(descr: str) -> np.dtype:
 
 
 def map_array(path: Path) -> np.ndarray:
-    """The array of an .npy file, as a read-only memory map.
+    """The array of an .npy file, as a read-only memory map; in memory if it has no values.
 
     Raises:
         OSError: it cannot be read.
@@ -143,7 +143,39 @@ def map_array(path: Path) -> np.ndarray:
     with open(path, "rb") as stream:
         header = read_header(stream, path.stat().st_size)
     order: Literal["F", "C"] = "F" if header.fortran_order else "C"
+    if header.num_bytes == 0:
+        return np.empty(header.shape, header.dtype, order)  # nothing cannot be mapped
     return np.memmap(path, header.dtype, "r", header.offset, header.shape, order)
+
+
+def map_rows(path: Path) -> DenseRows | np.ndarray:
+    """The matrix of an .npy file, to be read in chunks; as `map_array` where it is none.
+
+    Raises:
+        OSError: it cannot be read.
+        ArrayError: it is damaged, or no plain array.
+    """
+    array = map_array(path)
+    if array.ndim != 2 or 0 in array.shape:
+        return array
+    step = rows_per_chunk(array[:1].nbytes)
+
+    def chunks() -> Iterator[np.ndarray]:
+        for start in range(0, len(array), step):
+            yield array[start : start + step]
+
+    return DenseRows(array.shape, array.dtype, chunks, mapped=array)
+
+
+def read_array_file(path: Path) -> np.ndarray:
+    """The array of an .npy file, in memory.
+
+    Raises:
+        OSError: it cannot be read.
+        ArrayError: it is damaged, no plain array, or larger than the memory that is left.
+    """
+    with open(path, "rb") as stream:
+        return read_array(stream, path.stat().st_size)
 
 
 class ArrayFile:

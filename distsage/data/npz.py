@@ -1,8 +1,9 @@
-"""Graphs in one `.npz` file.
+"""Graphs in one `.npz` file, or in a directory with each array in an `.npy` file of its own.
 
-Runs on the login host and in the local run. Keys, read without unpickling anything:
+Runs on the login host and in the local run. Keys, read without unpickling anything; in a directory
+`labels` is `labels.npy`, and so on:
 
-    num_nodes                                   N
+    num_nodes                                   N (in a directory it may be left to the labels)
     edge_src, edge_dst                          [E] integers
     labels                                      [N] classes, or [N, C] zeros and ones
     features                                    [N, F], or as CSR:
@@ -11,13 +12,14 @@ Runs on the login host and in the local run. Keys, read without unpickling anyth
     num_classes                                 C (optional)
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from distsage.data.npy import ArrayError, open_arrays
+from distsage.data.npy import ArrayError, map_array, map_rows, open_arrays, read_array_file
 from distsage.data.raw import RawGraph
 from distsage.data.validate import MASKS
 from distsage.errors import UserError
@@ -31,13 +33,23 @@ _MOST_CLASSES = 1 << 20
 _MOST_FEATURES = 1 << 24
 
 
+def is_array_directory(path: Path) -> bool:
+    """Whether a directory is one of arrays, not of tables."""
+    return (path / "labels.npy").exists() or (path / "edge_src.npy").exists()
+
+
 def read_npz(path: Path) -> RawGraph:
     """Read the layout above.
+
+    Edges and dense features stay in their file where they lie there unpacked.
+
+    Args:
+        path: of the file, or of the directory.
 
     Raises:
         UserError: unreadable, pickled objects inside, a key missing, or a broken CSR matrix.
     """
-    arrays = _arrays(path)
+    arrays = _arrays_of_directory(path) if path.is_dir() else _arrays(path)
     wanted = [*_GRAPH, *(_CSR if "feat_indptr" in arrays else ["features"])]
     missing = [key for key in wanted if key not in arrays]
     if missing:
@@ -70,6 +82,27 @@ def _arrays(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read as an .npz file of plain arrays: {error}"
         ) from error
+
+
+def _arrays_of_directory(directory: Path) -> dict[str, Any]:
+    """As `_arrays`."""
+    read: dict[str, Callable[[Path], Any]] = {
+        "features": map_rows,
+        "edge_src": map_array,
+        "edge_dst": map_array,
+    }
+    arrays: dict[str, Any] = {}
+    for key in sorted(_KNOWN):
+        path = directory / f"{key}.npy"
+        if not path.exists():
+            continue
+        try:
+            arrays[key] = read.get(key, read_array_file)(path)
+        except (OSError, ArrayError) as error:
+            raise UserError(f"{path} cannot be read as a plain array: {error}") from error
+    if "labels" in arrays and arrays["labels"].ndim:
+        arrays.setdefault("num_nodes", np.array(len(arrays["labels"])))
+    return arrays
 
 
 def _positive(path: Path, key: str, value: np.ndarray, most: int) -> int:

@@ -1,7 +1,9 @@
 """Graphs in a directory of tables.
 
 Runs on the login host and in the local run. The directory holds an edge table and a node table,
-each `.parquet`, `.csv` or `.csv.gz` with a header (letter case does not matter):
+each `.parquet`, `.csv` or `.csv.gz` with a header (letter case does not matter). A table may also
+be a directory `edges` or `nodes` of such files, which follow one another in the order of their
+names; names that begin with `.` or `_` are left out:
 
     edges.csv       src,dst
                     other columns are ignored
@@ -14,13 +16,16 @@ each `.parquet`, `.csv` or `.csv.gz` with a header (letter case does not matter)
                     every other column is a feature: a number, or a category (integers or texts)
                         where it is named as one, or a dictionary of texts in Parquet
 
-A node may have no edge. The ids are kept as the graph's original ids.
+A node may have no edge. Nodes are numbered in the order of the table's rows, and their ids are kept
+as the graph's original ids. Node tables and edges are read some rows at a time; of the nodes, ids,
+labels and masks are in memory.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -28,12 +33,15 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from distsage.data.csc import index_dtype
 from distsage.data.encoding import Encoding
-from distsage.data.raw import CategoryColumn, RawGraph
+from distsage.data.raw import CategoryColumn, DenseRows, RawGraph
 from distsage.data.validate import MASKS
 from distsage.errors import UserError
-from distsage.limits import free_memory, human_bytes
+from distsage.limits import free_memory, human_bytes, more_memory
+from distsage.progress import progress
 
+_IDS = ("id", "src", "dst")
 _SUFFIXES = (".parquet", ".csv", ".csv.gz")
 _SYNONYMS = {
     "source": "src",
@@ -47,10 +55,14 @@ _SYNONYMS = {
 _SPLITS = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "": -1, "none": -1}
 # A csv row has to fit in one block; wide feature tables have long rows.
 _BLOCK_BYTES = 1 << 26
+_PARQUET_ROWS = 1 << 16  # that are read together
 
 
 def read_tables(
-    directory: Path, categorical: str | None = None, given: Encoding | None = None
+    directory: Path,
+    categorical: str | None = None,
+    given: Encoding | None = None,
+    scratch: Path | None = None,
 ) -> RawGraph:
     """Read the layout above.
 
@@ -58,8 +70,10 @@ def read_tables(
         directory: of the two tables.
         categorical: category columns of the node table, with commas between.
         given: names the columns to take, instead of `categorical` and what is in the table.
+        scratch: an existing directory, where the edges go; None keeps them in memory.
 
     Raises:
+        OSError: the disk is full.
         UserError: a table is missing, unreadable or lacks a column; a node is named twice; an edge
             names a node that the node table does not have; a column cannot be a category.
     """
@@ -67,7 +81,7 @@ def read_tables(
     nodes = _Table(node_path)
     nodes.require("id")
     ids = _node_ids(nodes)
-    src, dst = _edge_ends(edge_path, node_path, ids)
+    src, dst = _edge_ends(_Table(edge_path), nodes, ids, scratch)
     labels = [name for name in nodes.names if re.fullmatch(r"label_[0-9]{1,9}", name)]
     if labels:
         labels.sort(key=lambda name: int(name.removeprefix("label_")))
@@ -87,14 +101,17 @@ def read_tables(
         raise UserError(
             f"{node_path} has no feature column beside {_shown(', '.join(nodes.names))}"
         )
-    columns = _read_numbers(nodes, labels, dense)
-    label_matrix = _matrix(columns, labels, len(ids), np.float64)
+    label_matrix = _matrix(nodes.read(dict.fromkeys(labels, pa.float64())), labels, np.float64)
     return RawGraph(
         origin=str(directory),
         num_nodes=len(ids),
         src=src,
         dst=dst,
-        features=_matrix(columns, dense, len(ids), np.float32),
+        features=DenseRows(
+            (len(ids), len(dense)), np.dtype(np.float32), lambda: _feature_rows(nodes, dense)
+        )
+        if dense
+        else np.empty((len(ids), 0), np.float32),
         labels=label_matrix[:, 0] if labels == ["label"] else label_matrix,
         masks=_masks(nodes),
         original_ids=_original_ids(ids),
@@ -104,7 +121,10 @@ def read_tables(
 
 
 def _table_path(directory: Path, stem: str) -> Path:
-    found = [path for suffix in _SUFFIXES if (path := directory / (stem + suffix)).exists()]
+    names = [stem + suffix for suffix in _SUFFIXES]
+    found = [path for name in names if (path := directory / name).exists()]
+    if (directory / stem).is_dir():
+        found.append(directory / stem)
     if len(found) != 1:
         raise UserError(
             f"{directory} has {'both ' if found else 'no '}"
@@ -114,75 +134,166 @@ def _table_path(directory: Path, stem: str) -> Path:
     return found[0]
 
 
+class _TableError(Exception):
+    """A file that cannot be read as asked; what is wrong is the cause."""
+
+    def __init__(self, path: Path, reason: Exception) -> None:
+        super().__init__(f"{path} cannot be read as a table: {_shown(reason)}")
+
+
 class _Table:
-    """One table on disk; columns are read by name and only when asked for."""
+    """One table on disk, of one file or several; columns are read by name and when asked for.
+
+    Attributes:
+        path: the file, or the directory of the files.
+        names: of its columns.
+        types: of its columns; of a csv file a guess from its first rows.
+        is_parquet: or else csv.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            if path.suffix == ".parquet":
-                schema = pa.parquet.read_schema(path)
-            else:
-                with pa.csv.open_csv(path, pa.csv.ReadOptions(block_size=_BLOCK_BYTES)) as reader:
-                    schema = reader.schema
-            found = schema.names
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            self._unreadable(error)
-        self.names = [_as_named(name) for name in found]
-        # Of a csv file it is a guess from its first rows.
-        self.types = dict(zip(self.names, schema.types, strict=True))
-        self._found = dict(zip(self.names, found, strict=True))
-        if len(self._found) < len(found):
-            raise UserError(f"{path} has two columns of one name: {_shown(', '.join(found))}")
+        self._paths = _files_of(path) if path.is_dir() else [path]
+        self._lengths: dict[Path, int] = {}  # of the files that were read to their end
+        self.is_parquet = path.suffix == ".parquet" or self._paths[0].suffix == ".parquet"
+        for file in self._paths:
+            schema = self._schema_of(file)
+            names = [_as_named(name) for name in schema.names]
+            found = dict(zip(names, schema.names, strict=True))
+            types = dict(zip(names, schema.types, strict=True))
+            if len(found) < len(names):
+                raise UserError(
+                    f"{file} has two columns of one name: {_shown(', '.join(schema.names))}"
+                )
+            if file == self._paths[0]:
+                self.names, self.types, self._found = names, types, {file: found}
+                continue
+            if set(names) != set(self.names):
+                raise UserError(
+                    f"{file} has the columns {_shown(', '.join(names))}, but "
+                    f"{self._paths[0].name} has {_shown(', '.join(self.names))}; the files of a "
+                    "table need the same ones"
+                )
+            for name in set(names).intersection(_IDS if self.is_parquet else ()):
+                if _is_number(types[name]) != _is_number(self.types[name]):
+                    raise UserError(
+                        f"{file}: the column {name!r} is of type {types[name]}, but in "
+                        f"{self._paths[0].name} of type {self.types[name]}; write all ids of a "
+                        "table as integers, or all as strings"
+                    )
+            self._found[file] = found
 
     def require(self, name: str) -> None:
-        if name not in self._found:
+        if name not in self.names:
             raise UserError(
                 f"{self.path} has no column {name!r}; its columns are "
                 f"{_shown(', '.join(self.names))}"
             )
 
+    @property
+    def num_rows(self) -> int | None:
+        """Of all files; None where only reading them tells."""
+        if not self.is_parquet:
+            return None
+        return sum(pa.parquet.read_metadata(file).num_rows for file in self._paths)
+
     def read(self, types: dict[str, pa.DataType]) -> dict[str, pa.ChunkedArray]:
         """The named columns, converted."""
         try:
             return self.read_unchecked(types)
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            self._unreadable(error)
+        except _TableError as error:
+            raise UserError(str(error)) from error
 
     def read_unchecked(self, types: dict[str, pa.DataType]) -> dict[str, pa.ChunkedArray]:
-        """As `read`, but values that cannot be converted raise pyarrow's ArrowInvalid."""
-        found = {name: self._found[name] for name in types}
-        if self.path.suffix == ".parquet":
-            self._check_memory(8 * len(types) * pa.parquet.read_metadata(self.path).num_rows)
-            table = pa.parquet.read_table(self.path, columns=list(found.values()))
-            return {name: table[found[name]].cast(types[name]) for name in types}
-        reading = pa.csv.ReadOptions(block_size=_BLOCK_BYTES)
+        """As `read`, but what cannot be read or converted raises _TableError."""
+        if (num_rows := self.num_rows) is not None:
+            self._check_memory(8 * len(types) * num_rows)
+        batches = []
+        for batch in self.batches(types):
+            # What a packed file unpacks to, its size does not tell.
+            self._check_memory(batch.nbytes)
+            batches.append(batch)
+        table = pa.Table.from_batches(batches, pa.schema(types))
+        return {name: table[name] for name in types}
+
+    def batches(self, types: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+        """The named columns, converted, some rows at a time, in order.
+
+        Raises:
+            _TableError: a file cannot be read, or values cannot be converted.
+        """
+        schema = pa.schema(types)
+        for file in self._paths:
+            length = 0
+            try:
+                for batch in self._batches_of(file, types):
+                    found = self._found[file]
+                    columns = [batch.column(found[name]).cast(types[name]) for name in types]
+                    yield pa.record_batch(columns, schema=schema)
+                    length += len(batch)
+            except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+                raise _TableError(file, error) from error
+            self._lengths[file] = length
+
+    def where(self, row: int) -> tuple[Path, int]:
+        """The file of a row, and its place there; after the files before it were read."""
+        for file in self._paths:
+            length = self._lengths.get(file)
+            if length is None or row < length:
+                return file, row
+            row -= length
+        raise AssertionError(f"{self.path} has no row {row}")
+
+    def _batches_of(self, file: Path, types: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+        found = {name: self._found[file][name] for name in types}
+        if self.is_parquet:
+            with pa.parquet.ParquetFile(file) as table:
+                yield from table.iter_batches(_PARQUET_ROWS, columns=list(found.values()))
+            return
         converting = pa.csv.ConvertOptions(
             include_columns=list(found.values()),
             column_types={found[name]: types[name] for name in types},
         )
-        if self.path.suffix == ".gz":
-            # What it unpacks to, its size does not tell: it is read a block at a time.
-            batches = []
-            with pa.csv.open_csv(self.path, reading, convert_options=converting) as reader:
-                for batch in reader:
-                    self._check_memory(batch.nbytes)
-                    batches.append(batch)
-                table = pa.Table.from_batches(batches, reader.schema)
-        else:
-            table = pa.csv.read_csv(self.path, reading, convert_options=converting)
-        return {name: table[found[name]] for name in types}
+        reading = pa.csv.ReadOptions(block_size=_BLOCK_BYTES)
+        with pa.csv.open_csv(file, reading, convert_options=converting) as table:
+            yield from table
+
+    def _schema_of(self, file: Path) -> pa.Schema:
+        try:
+            if self.is_parquet:
+                return pa.parquet.read_schema(file)
+            with pa.csv.open_csv(file, pa.csv.ReadOptions(block_size=_BLOCK_BYTES)) as reader:
+                return reader.schema
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            raise UserError(str(_TableError(file, error))) from error
 
     def _check_memory(self, need: int) -> None:
         free = free_memory()
         if need > free:
             raise UserError(
                 f"{self.path} takes {human_bytes(need)} more, but {human_bytes(free)} of memory "
-                "are left; use a machine with more, or leave columns out"
+                f"are left; {more_memory(need)}, or leave columns out"
             )
 
-    def _unreadable(self, error: Exception) -> NoReturn:
-        raise UserError(f"{self.path} cannot be read as a table: {_shown(error)}") from error
+
+def _is_number(kind: pa.DataType) -> bool:
+    # Integers are floating where a cell has no value.
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _files_of(directory: Path) -> list[Path]:
+    """The files of a table, in the order of their names."""
+    files = sorted(path for path in directory.iterdir() if path.name[0] not in "._")
+    for file in files:
+        if not file.name.endswith(_SUFFIXES) or not file.is_file():
+            raise UserError(
+                f"{file} is no table; the directory may hold .parquet, .csv and .csv.gz files"
+            )
+    if not files:
+        raise UserError(f"{directory} holds no table")
+    if len({file.suffix == ".parquet" for file in files}) > 1:
+        raise UserError(f"{directory} holds tables of two kinds, Parquet and csv; take one kind")
+    return files
 
 
 def _shown(what: object) -> str:
@@ -208,7 +319,8 @@ def _node_ids(nodes: _Table) -> pa.ChunkedArray:
         raise UserError(f"{nodes.path} holds no nodes")
     empty = pc.fill_null(pc.equal(ids, ""), True)
     if pc.any(empty).as_py():
-        raise UserError(f"{nodes.path}: row {pc.index(empty, True).as_py()} has no id")
+        file, row = nodes.where(pc.index(empty, True).as_py())
+        raise UserError(f"{file}: row {row} has no id")
     if pc.count_distinct(ids).as_py() < len(ids):
         counts = pc.value_counts(ids)
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
@@ -221,32 +333,123 @@ def _node_ids(nodes: _Table) -> pa.ChunkedArray:
 
 
 def _edge_ends(
-    edge_path: Path, node_path: Path, ids: pa.ChunkedArray
+    edges: _Table, nodes: _Table, ids: pa.ChunkedArray, scratch: Path | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers in the node table, `[E]` each."""
-    edges = _Table(edge_path)
+    """Row numbers in the node table, `[E]` each; the edges' own order is lost."""
     edges.require("src")
     edges.require("dst")
     try:
-        ends = edges.read_unchecked({"src": ids.type, "dst": ids.type})
-    except (OSError, pa.ArrowException, UnicodeDecodeError):
-        # An id that is no integer among integers: read as strings, it is named below.
-        ends = edges.read({"src": pa.string(), "dst": pa.string()})
-        ids = ids.cast(pa.string())
-    rows = []
-    for name in ("src", "dst"):
-        names = _trim(ends[name]) if pa.types.is_string(ids.type) else ends[name]
-        found = pc.index_in(names, value_set=ids)
-        if found.null_count:
-            edge = pc.index(pc.is_null(found), True).as_py()
-            if names[edge].as_py() in (None, ""):
-                raise UserError(f"{edge_path}: edge {edge} has no {name}")
-            raise UserError(
-                f"{edge_path}: the {name} of edge {edge} is node {_shown(names[edge])}, which "
-                f"{node_path.name} does not have"
+        return _numbered(edges, nodes, ids, scratch)
+    except _TableError as error:
+        if not pa.types.is_integer(ids.type):
+            raise UserError(str(error)) from error
+    # An id that is no integer among integers: read as strings, it is named.
+    try:
+        return _numbered(edges, nodes, ids.cast(pa.string()), scratch)
+    except _TableError as error:
+        raise UserError(str(error)) from error
+
+
+def _numbered(
+    edges: _Table, nodes: _Table, ids: pa.ChunkedArray, scratch: Path | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `_edge_ends`, but what cannot be read as the type of `ids` raises _TableError."""
+    first_missing: tuple[int, str] | None = None
+    with ExitStack() as stack:
+        names = [] if scratch is None else [scratch / "edge_src", scratch / "edge_dst"]
+        streams = [stack.enter_context(open(name, "wb")) for name in names]
+        ends = _Ends(np.dtype(index_dtype(len(ids))), streams)
+        for src, dst, edge in _row_numbers(edges, ids, scratch):
+            missing = np.flatnonzero((src < 0) | (dst < 0))
+            if len(missing):
+                row = missing[np.argmin(edge[missing])]
+                here = (int(edge[row]), "src" if src[row] < 0 else "dst")
+                first_missing = min(here, first_missing or here)
+            ends.append(src, dst)
+        if first_missing is not None:
+            raise _no_such_node(edges, nodes, *first_missing)
+        return ends.finished()
+
+
+def _row_numbers(
+    edges: _Table, ids: pa.ChunkedArray, scratch: Path | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Some edges: row numbers of src and dst, -1 where there is none, and of the edge."""
+    is_text = pa.types.is_string(ids.type)
+    columns = {"src": ids.type, "dst": ids.type}
+    schema = pa.schema({**columns, "edge": pa.int64()})
+
+    def numbered() -> Iterator[pa.RecordBatch]:
+        first = 0
+        with progress("reading edges", edges.num_rows, "edges") as advance:
+            for batch in edges.batches(columns):
+                ends = [batch.column(name) for name in columns]
+                ends = [pc.utf8_trim_whitespace(end) for end in ends] if is_text else ends
+                edge = pa.array(np.arange(first, first + len(batch)))
+                yield pa.record_batch([*ends, edge], schema=schema)
+                first += len(batch)
+                advance(len(batch))
+
+    if not is_text and np.array_equal(ids.to_numpy(), np.arange(len(ids))):
+        for batch in numbered():  # they are the row numbers
+            src, dst = (batch.column(name).fill_null(-1).to_numpy() for name in columns)
+            yield (
+                *(np.where(end < len(ids), end, -1) for end in (src, dst)),
+                batch["edge"].to_numpy(),
             )
-        rows.append(found.to_numpy())
-    return rows[0], rows[1]
+        return
+    from distsage.data.engine import row_numbers
+
+    yield from row_numbers(str(edges.path), schema, numbered(), ids, scratch)
+
+
+class _Ends:
+    """The ends of edges as they come, kept in two files or, without these, in memory."""
+
+    def __init__(self, dtype: np.dtype, streams: Sequence[IO[bytes]]) -> None:
+        self._dtype = dtype
+        self._streams = streams
+        self._pieces: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+
+    def append(self, src: np.ndarray, dst: np.ndarray) -> None:
+        for number, ids in enumerate((src, dst)):
+            ids = np.ascontiguousarray(ids, self._dtype)
+            if self._streams:
+                self._streams[number].write(ids.data)
+            else:
+                self._pieces[number].append(ids)
+
+    def finished(self) -> tuple[np.ndarray, np.ndarray]:
+        if not self._streams:
+            none = np.empty(0, self._dtype)
+            src, dst = (np.concatenate([none, *pieces]) for pieces in self._pieces)
+            return src, dst
+        for stream in self._streams:
+            stream.close()
+        src, dst = (
+            np.memmap(stream.name, self._dtype, "r")
+            if Path(stream.name).stat().st_size
+            else np.empty(0, self._dtype)
+            for stream in self._streams
+        )
+        return src, dst
+
+
+def _no_such_node(edges: _Table, nodes: _Table, edge: int, end: str) -> UserError:
+    """What to tell a user about an end of an edge; the edges were read once."""
+    file, row = edges.where(edge)
+    name = None
+    for batch in edges.batches({end: pa.string()}):
+        if edge < len(batch):
+            name = batch.column(end)[edge].as_py()
+            break
+        edge -= len(batch)
+    if name is None or not name.strip():
+        return UserError(f"{file}: edge {row} has no {end}")
+    return UserError(
+        f"{file}: the {end} of edge {row} is node {_shown(name.strip())}, which {nodes.path.name} "
+        "does not have"
+    )
 
 
 def _category_names(nodes: _Table, features: list[str], categorical: str | None) -> list[str]:
@@ -263,14 +466,14 @@ def _category_names(nodes: _Table, features: list[str], categorical: str | None)
 
 def _category(nodes: _Table, name: str) -> CategoryColumn:
     kind = nodes.types[name]
-    if nodes.path.suffix == ".parquet" and pa.types.is_floating(kind):
+    if nodes.is_parquet and pa.types.is_floating(kind):
         # What became of integers where a cell has no value.
         try:
             numbers = nodes.read_unchecked({name: pa.int64()})[name]
-        except pa.ArrowInvalid as error:
+        except _TableError as error:
             raise UserError(
                 f"{nodes.path}: the category column {name!r} holds numbers that are no integers "
-                f"({_shown(error)}); categories are integers or texts"
+                f"({_shown(error.__cause__)}); categories are integers or texts"
             ) from error
         texts = numbers.cast(pa.string())
     else:
@@ -286,25 +489,27 @@ def _in_order(values: Sequence[str]) -> list[str]:
     return sorted(values, key=int if all(map(usual.fullmatch, values)) else None)
 
 
-def _read_numbers(nodes: _Table, labels: list[str], dense: list[str]) -> dict[str, pa.ChunkedArray]:
+def _feature_rows(nodes: _Table, dense: list[str]) -> Iterator[np.ndarray]:
+    """float32 `[k, F]`, in order; an empty cell is NaN."""
     try:
-        return nodes.read_unchecked({name: pa.float64() for name in labels + dense})
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        nodes.read({name: pa.float64() for name in labels})
+        for batch in nodes.batches(dict.fromkeys(dense, pa.float64())):
+            yield _matrix(batch, dense, np.float32)
+    except _TableError as error:
         raise UserError(
-            f"{nodes.path} cannot be read as a table: {_shown(error)}; if a column holds "
-            "categories, name it with --categorical"
+            f"{error}; if a column holds categories, name it with --categorical"
         ) from error
 
 
 def _matrix(
-    columns: dict[str, pa.ChunkedArray], names: list[str], num_rows: int, dtype: type[np.floating]
+    columns: "pa.RecordBatch | dict[str, pa.ChunkedArray]",
+    names: list[str],
+    dtype: type[np.floating],
 ) -> np.ndarray:
-    """`[num_rows, len(names)]`; an empty cell is NaN."""
-    matrix = np.empty((num_rows, len(names)), dtype)
+    """`[k, len(names)]`; an empty cell is NaN."""
+    matrix = np.empty((len(columns[names[0]]), len(names)), dtype)
     with np.errstate(over="ignore"):
         for position, name in enumerate(names):
-            matrix[:, position] = columns[name].to_numpy()
+            matrix[:, position] = columns[name].to_numpy(zero_copy_only=False)
     return matrix
 
 

@@ -80,7 +80,7 @@ def check_features(
     # What float32 cannot hold becomes infinite, and the check below names it.
     with np.errstate(over="ignore"):
         if isinstance(features, np.ndarray):
-            features = np.ascontiguousarray(features, dtype=np.float32)
+            features = np.asanyarray(features, np.float32, order="C")  # a map stays one
             finite = FiniteCheck(origin)
             for chunk in in_chunks(features):
                 finite.look_at(chunk)

@@ -46,7 +46,7 @@ from distsage.partitioning.parts import sha256
 from distsage.partitioning.quality import QualityReport
 from distsage.partitioning.ranking import rank_remote
 from distsage.partitioning.reorder import Order, part_topology
-from distsage.partitioning.stages import Stages, unfinished
+from distsage.partitioning.stages import SCRATCH, Stages, unfinished
 from distsage.partitioning.storage import storage_of, write_numbers
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def partition(
                     num_trainers,
                     choice,
                     # Not the name that the partitioner of a run that was killed may still write to.
-                    scratch=stages.fresh(f"assign-{os.getpid()}"),
+                    scratch=stages.fresh(f"{SCRATCH}{os.getpid()}"),
                     balance_train=balance_train,
                     balance_edges=balance_edges,
                 ) as assign,

@@ -26,8 +26,8 @@ from distsage.files import own_directory, read_json, sync_directory, sync_tree, 
 logger = logging.getLogger(__name__)
 
 _ORIGIN = "origin.json"
-# An .npy file with nothing but a header cannot be mapped.
-_EMPTY_BYTES = 128
+SCRATCH = "scratch-"
+"""How directories are called whose content is worth nothing to another run."""
 _ROWS = ("labels", "train_mask", "val_mask", "test_mask")
 
 
@@ -110,6 +110,9 @@ def _take_over(folder: Path, origin: Mapping[str, Any] | None) -> None:
     found = read_json(folder / _ORIGIN) if (folder / _ORIGIN).exists() else None
     if found is not None and found == wanted:
         logger.info(f"going on with what an earlier run has left in {folder}")
+        for scratch in folder.glob(f"{SCRATCH}*"):
+            # A process that outlived the run may still write there.
+            shutil.rmtree(scratch, ignore_errors=True)
         return
     if found is not None:
         logger.info(f"{folder} is of other data or options: starting anew")
@@ -162,6 +165,8 @@ def _save(graph: Graph, folder: Path) -> dict[str, Any]:
     else:
         arrays |= {f"csr_{name}": getattr(features, name) for name in ("data", "indices", "indptr")}
     for name, array in arrays.items():
+        if isinstance(array, np.memmap) and array.filename == folder / f"{name}.npy":
+            continue  # it was written there
         with open(folder / f"{name}.npy", "wb") as stream:
             np.save(stream, array, allow_pickle=False)
     return {
@@ -175,8 +180,7 @@ def _save(graph: Graph, folder: Path) -> dict[str, Any]:
 
 def _load(folder: Path, saved: Mapping[str, Any]) -> Graph:
     def array(name: str) -> np.ndarray:
-        path = folder / f"{name}.npy"
-        return map_array(path) if path.stat().st_size > _EMPTY_BYTES else np.load(path)
+        return map_array(folder / f"{name}.npy")
 
     where = saved["features"]
     shape = tuple(where["shape"])
