@@ -157,14 +157,12 @@ class _Table:
         self._lengths: dict[Path, int] = {}  # of the files that were read to their end
         self.is_parquet = path.suffix == ".parquet" or self._paths[0].suffix == ".parquet"
         for file in self._paths:
-            schema = self._schema_of(file)
-            names = [_as_named(name) for name in schema.names]
-            found = dict(zip(names, schema.names, strict=True))
-            types = dict(zip(names, schema.types, strict=True))
+            headers, kinds = self._columns_of(file)
+            names = [_as_named(header) for header in headers]
+            found = dict(zip(names, headers, strict=True))
+            types = dict(zip(names, kinds, strict=True))
             if len(found) < len(names):
-                raise UserError(
-                    f"{file} has two columns of one name: {_shown(', '.join(schema.names))}"
-                )
+                raise UserError(f"{file} has two columns of one name: {_shown(', '.join(headers))}")
             if file == self._paths[0]:
                 self.names, self.types, self._found = names, types, {file: found}
                 continue
@@ -258,12 +256,14 @@ class _Table:
         with pa.csv.open_csv(file, reading, convert_options=converting) as table:
             yield from table
 
-    def _schema_of(self, file: Path) -> pa.Schema:
+    def _columns_of(self, file: Path) -> tuple[list[str], list[pa.DataType]]:
         try:
             if self.is_parquet:
-                return pa.parquet.read_schema(file)
-            with pa.csv.open_csv(file, pa.csv.ReadOptions(block_size=_BLOCK_BYTES)) as reader:
-                return reader.schema
+                schema = pa.parquet.read_schema(file)
+            else:
+                with pa.csv.open_csv(file, pa.csv.ReadOptions(block_size=_BLOCK_BYTES)) as reader:
+                    schema = reader.schema
+            return schema.names, schema.types  # names are decoded here
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise UserError(str(_TableError(file, error))) from error
 

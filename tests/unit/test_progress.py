@@ -72,18 +72,20 @@ def test_a_terminal_has_a_bar_that_goes(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(module, "_BAR_AFTER_SECONDS", 0)
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (25, 80))
-    try:
-        with os.fdopen(theirs, "w") as terminal:
-            monkeypatch.setattr(sys, "stderr", terminal)
-            with progress("reading edges", 10, "edges") as advance:
-                advance(10)
-            assert select.select([ours], [], [], 10)[0]
-            shown = os.read(ours, 1 << 16).decode()
-    finally:
-        os.close(ours)
-    assert "reading edges:   0%" in shown
-    assert shown.endswith("\r")  # the line is blank again
-    assert shown.split("\r")[-2].strip() == ""
+    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", buffering=0) as screen:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress("reading edges", 10, "edges") as advance:
+            advance(10)
+        terminal.write("end\n")  # a terminal hands over in pieces
+        terminal.flush()
+        shown = b""
+        while not shown.endswith(b"end\r\n"):
+            assert select.select([screen], [], [], 10)[0]
+            shown += screen.read(1 << 16)
+    pieces = shown.decode().split("\r")
+    assert "reading edges:   0%" in pieces[1]
+    assert pieces[-3].strip() == ""  # the line is blank again
+    assert pieces[-2] == "end"
 
 
 def test_times() -> None:
