@@ -48,6 +48,25 @@ def require_memory(need: int, what: str) -> None:
         )
 
 
+def require_disk(need: int, place: Path, what: str) -> None:
+    """See that there is room for what is to be written next.
+
+    Args:
+        need: bytes.
+        place: a directory in which they go.
+        what: what takes them, as the message begins.
+
+    Raises:
+        UserError: there is less.
+    """
+    free = free_disk(place)
+    if need > free:
+        raise UserError(
+            f"{what} takes {human_bytes(need)} of disk, but {human_bytes(free)} are left where "
+            f"{place} is; make room there, or name another --output"
+        )
+
+
 def more_memory(need: int) -> str:
     """What to do where `need` bytes more are too many."""
     if _most is None:

@@ -126,19 +126,16 @@ def load_graph(
             file=None if scratch is None else scratch / "features.npy",
         )
     else:
+        kept = None if scratch is None else scratch / "rows.npy"
         if isinstance(raw.features, DenseRows):
             # Several passes follow, and a table may lack values that are filled.
-            rows = collect(
-                origin,
-                raw.features,
-                normalise=None,
-                file=None if scratch is None else scratch / "rows.npy",
-                missing=is_table,
-            )
+            rows = collect(origin, raw.features, normalise=None, file=kept, missing=is_table)
             raw = replace(raw, features=rows)
         features, encoding = encode(
             raw, train_mask, standardise=standardise, fill=fill, given=encoding, scratch=scratch
         )
+        if kept is not None and features is not raw.features:
+            kept.unlink(missing_ok=True)
         if normalise:
             features = row_normalised(features)
     if in_memory:

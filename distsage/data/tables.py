@@ -432,6 +432,8 @@ class _Ends:
             else np.empty(0, self._dtype)
             for stream in self._streams
         )
+        for stream in self._streams:
+            Path(stream.name).unlink()  # the room is free again once the maps are gone
         return src, dst
 
 

@@ -22,6 +22,7 @@ from distsage.data.encoding import Encoding
 from distsage.data.graph import Graph, Topology
 from distsage.data.npy import map_array
 from distsage.files import own_directory, read_json, sync_directory, sync_tree, write_json
+from distsage.limits import require_disk
 
 logger = logging.getLogger(__name__)
 
@@ -164,9 +165,14 @@ def _save(graph: Graph, folder: Path) -> dict[str, Any]:
         arrays["features"] = features
     else:
         arrays |= {f"csr_{name}": getattr(features, name) for name in ("data", "indices", "indptr")}
-    for name, array in arrays.items():
-        if isinstance(array, np.memmap) and array.filename == folder / f"{name}.npy":
-            continue  # it was written there
+    to_write = {
+        name: array
+        for name, array in arrays.items()
+        if not (isinstance(array, np.memmap) and array.filename == folder / f"{name}.npy")
+    }
+    num_bytes = sum(array.nbytes for array in to_write.values())
+    require_disk(num_bytes, folder, f"{graph.name}: keeping the graph that was read")
+    for name, array in to_write.items():
         with open(folder / f"{name}.npy", "wb") as stream:
             np.save(stream, array, allow_pickle=False)
     return {

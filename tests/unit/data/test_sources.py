@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distsage import limits
 from distsage.data import datasets
 from distsage.data.csc import csc_from_edges, symmetrise
 from distsage.data.datasets import load_graph
@@ -181,6 +182,7 @@ def test_columns_are_encoded_on_disk(options: dict, tmp_path: Path) -> None:
     graph = load_graph(source, scratch=tmp_path, **options)
     same(graph, load_graph(source, **options))
     assert isinstance(graph.features, np.memmap)
+    assert not (tmp_path / "rows.npy").exists()  # what was read and is not the result
 
 
 def damaged(directory: Path, what: str) -> None:
@@ -281,6 +283,13 @@ def test_a_limit_too_small_for_the_engine(tmp_path: Path) -> None:
             sorted_topology("g", ids, ids, 1, both_directions=False, scratch=tmp_path)
     finally:
         hold_to(None)
+
+
+def test_a_disk_too_small_for_sorting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = np.zeros(5, np.int64)
+    monkeypatch.setattr(limits, "free_disk", lambda _: 99)
+    with pytest.raises(UserError, match=r"g: sorting 10 edges takes 200 B of disk, but 99 B are"):
+        sorted_topology("g", ids, ids, 1, both_directions=True, scratch=tmp_path)
 
 
 def test_a_disk_that_fills_while_edges_are_sorted(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from distsage import limits
 from distsage.cli import main
 from distsage.data import datasets
 from distsage.partitioning import dgl_format, run, stages
@@ -20,6 +21,7 @@ MOMENTS: dict[str, tuple[Any, str, int, int]] = {
     "reading": (datasets, "check_labels", 1, 0),
     "before the graph's mark": (stages, "write_json", 2, 0),
     "the second attempt": (run, "judged", 2, 1),
+    "before the assignment": (run, "choose", 1, 1),
     "ordering": (run, "order_parts", 1, 1),
     "the second part": (dgl_format, "write_graph", 2, 2),
     "rows": (dgl_format.NodeData, "write", 3, 2),
@@ -139,6 +141,32 @@ def test_other_options_or_data_start_anew(
     assert content(tmp_path / "other") == content(tmp_path / "expected")
 
 
+def test_what_a_killed_partitioner_wrote_goes_when_the_next_run_begins(
+    dataset: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "parts"
+    killed_at("the second attempt", lambda: partition(dataset, output))
+    unfinished = tmp_path / ".parts.unfinished"
+    assert len(list(unfinished.glob("scratch-*"))) == 1
+    killed_at("before the assignment", lambda: partition(dataset, output))
+    assert not list(unfinished.glob("scratch-*"))
+    partition(dataset, output)
+
+
+def test_too_small_a_disk_for_the_graph(
+    dataset: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(limits, "free_disk", lambda _: 99)
+    with pytest.raises(SystemExit) as ended:
+        partition(dataset, tmp_path / "parts")
+    assert ended.value.code == 2
+    assert "keeping the graph that was read takes" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_assignment_starts_anew(dataset: str, tmp_path: Path) -> None:
     own, output = tmp_path / "own.txt", tmp_path / "parts"
     options = ("--part-method", str(own), "--attempts", "1")
@@ -178,8 +206,16 @@ def test_sources_of_one_graph_give_the_same_parts(
     packed = tmp_path / "packed"
     packed.mkdir()
     np.savez_compressed(packed / "g.npz", **arrays)
+    folder, many = tmp_path / "arrays" / "g", tmp_path / "many" / "g"
+    folder.mkdir(parents=True)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    for stem, table in (("edges", edges), ("nodes", nodes)):
+        (many / stem).mkdir(parents=True)
+        table[:4].to_csv(many / stem / "0.csv", index=False)
+        table[4:].to_csv(many / stem / "1.csv.gz", index=False)
     for number, source in enumerate(
-        [write(tmp_path / "g", edges, nodes), tmp_path / "g.npz", packed / "g.npz"]
+        [write(tmp_path / "g", edges, nodes), tmp_path / "g.npz", packed / "g.npz", folder, many]
     ):
         partition(str(source), tmp_path / str(number))
         found = content(tmp_path / str(number))
