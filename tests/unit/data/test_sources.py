@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distsage import limits
@@ -142,6 +142,7 @@ def test_all_sources_of_a_graph_are_equal(
     ends=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=60),
     both=st.booleans(),
 )
+@example(ends=[(1, 2), (1, 2), (2, 1), (3, 3), (3, 3)], both=True)
 def test_edges_sorted_on_disk(
     ends: list[tuple[int, int]], both: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
