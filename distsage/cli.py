@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from distsage import __version__
 from distsage.config import (
+    EvaluateConfig,
     LocalConfig,
     PartitionConfig,
     PredictConfig,
@@ -24,6 +26,7 @@ from distsage.config import (
 )
 from distsage.errors import UserError
 from distsage.kernels import level
+from distsage.launch.roles import launched_ranks
 from distsage.parser import completion, option, parser_of, show
 
 Config = TypeVar("Config")
@@ -244,12 +247,36 @@ def _local(arguments: Sequence[str]) -> None:
     train(config)
 
 
+def _is_rank(arguments: Sequence[str]) -> bool:
+    """Whether this process is a rank of an MPI job, and not only asked for help."""
+    return launched_ranks(os.environ) > 1 and not {"--help", "-h"} & set(arguments)
+
+
 def _predict(arguments: Sequence[str]) -> None:
+    if _is_rank(arguments):
+        from distsage.prediction.distributed import be_a_rank
+
+        # Only rank 0 of an MPI job reads the configuration; the job carries it to the others.
+        be_a_rank(lambda: parse(PredictConfig, "predict", arguments))
+        return
     config = parse(PredictConfig, "predict", arguments)
     level.hold_to(level.chosen())
     from distsage.prediction.run import write_predictions
 
     write_predictions(config)
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
+    if _is_rank(arguments):
+        from distsage.prediction.distributed import be_a_rank
+
+        be_a_rank(lambda: parse(EvaluateConfig, "evaluate", arguments))
+        return
+    config = parse(EvaluateConfig, "evaluate", arguments)
+    level.hold_to(level.chosen())
+    from distsage.prediction.scores import evaluate, lines
+
+    print(lines(*evaluate(config)))
 
 
 def _report(arguments: Sequence[str]) -> None:
@@ -288,6 +315,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "preflight": (_preflight, "check hosts, network and parts as a training job would"),
     "local": (_local, "train on this machine alone"),
     "predict": (_predict, "write a trained model's predictions by original node id"),
+    "evaluate": (_evaluate, "score a trained model on the masks, or on other nodes"),
     "report": (_report, "write an HTML page about runs, or about parts"),
     "runs": (_runs, "list runs, and the options in which they differ"),
     "watch": (_watch, "follow a run from its directory until it is over"),

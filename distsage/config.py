@@ -18,6 +18,9 @@ POSITIONAL = {"positional": True}
 """Metadata of a field that a command takes without an option's name."""
 PartMethod = Literal["auto", "kaminpar", "metis", "random"]
 
+NODES = ("all", "train", "val", "test")
+"""Sets of nodes that have a name."""
+
 IN_MEMORY = ":memory:"
 """The dataset of a run on a graph that Python code gave it; no file or dataset has this name."""
 
@@ -55,6 +58,14 @@ def parse_bytes(text: str) -> int:
 def _require(holds: bool, sentence: str) -> None:
     if not holds:
         raise UserError(sentence)
+
+
+def _check_nodes(nodes: str) -> None:
+    _require(
+        nodes in NODES or Path(nodes).is_file(),
+        f"--nodes is {nodes!r}, which is no file; give one, or {', '.join(NODES[:-1])} or "
+        f"{NODES[-1]}",
+    )
 
 
 @dataclass(frozen=True)
@@ -204,7 +215,15 @@ class FeatureOptions:
 
 
 @dataclass(frozen=True)
-class TrainingOptions(FeatureOptions):
+class DeviceOption:
+    """What computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes a GPU where there is one."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions(FeatureOptions, DeviceOption):
     """What `train` and `local` have in common."""
 
     run_dir: Path = _RUN_DIR
@@ -238,8 +257,6 @@ class TrainingOptions(FeatureOptions):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the rows between layers and of matrix products; bf16 takes about half the time where the
     processor has it. Parameters, gradients and the optimiser's state stay fp32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto takes a GPU where there is one."""
     seed: int = 0
     """Everything drawn at random derives from this number."""
     resume: str = "never"
@@ -297,14 +314,9 @@ class TrainingOptions(FeatureOptions):
 
 
 @dataclass(frozen=True)
-class JobOptions(FeatureOptions):
-    """Which parts an MPI job works on, where, and what each host keeps of them."""
+class HostOptions:
+    """Where the ranks of an MPI job are, and how long they may take to come up."""
 
-    parts: Path | None = None
-    """Directory that `distsage partition` wrote (this or --conf-file is required)."""
-    conf_file: Path | None = None
-    """The parts' DGL configuration (GRAPH.json), as DGL's recipe names it; same as --parts with
-    its directory."""
     ip_config: Path | None = None
     """A list of hosts to hold the job to: one address per line, in the order of the parts. Left
     out, the list comes from Slurm or MPI."""
@@ -316,6 +328,32 @@ class JobOptions(FeatureOptions):
     startup_timeout: float = 120.0
     """Seconds that all ranks together may take to come up; longer where they read or copy parts and
     get on with it."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.startup_timeout > 0,
+            f"--startup-timeout is {self.startup_timeout}; it must be above 0",
+        )
+        _require(
+            self.emulated_hosts is None or self.emulated_hosts >= 1,
+            f"--emulated-hosts is {self.emulated_hosts}; it must be at least 1",
+        )
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """These options by name."""
+        return {field.name: getattr(self, field.name) for field in fields(HostOptions)}
+
+
+@dataclass(frozen=True)
+class JobOptions(FeatureOptions, HostOptions):
+    """Which parts an MPI job works on, where, and what each host keeps of them."""
+
+    parts: Path | None = None
+    """Directory that `distsage partition` wrote (this or --conf-file is required)."""
+    conf_file: Path | None = None
+    """The parts' DGL configuration (GRAPH.json), as DGL's recipe names it; same as --parts with
+    its directory."""
     cache_ratio: float | None = None
     """Fraction of the nodes of other parts whose feature rows each host keeps a copy of, those most
     likely to be sampled (default: 0.2). The host's trainers share it; 0 keeps none."""
@@ -327,14 +365,7 @@ class JobOptions(FeatureOptions):
             (self.parts is None) != (self.conf_file is None),
             "give either --parts DIR or --conf-file DIR/GRAPH.json, as `distsage partition` wrote",
         )
-        _require(
-            self.startup_timeout > 0,
-            f"--startup-timeout is {self.startup_timeout}; it must be above 0",
-        )
-        _require(
-            self.emulated_hosts is None or self.emulated_hosts >= 1,
-            f"--emulated-hosts is {self.emulated_hosts}; it must be at least 1",
-        )
+        HostOptions.__post_init__(self)
         _require(
             self.cache_ratio is None or self.cache_bytes is None,
             "give --cache-ratio or --cache-bytes, not both: each is the size of the cache",
@@ -371,18 +402,31 @@ class PreflightConfig(JobOptions):
 
 
 @dataclass(frozen=True)
-class TrainConfig(TrainingOptions, JobOptions):
-    """Train on the parts of a graph: one MPI job, even ranks serve, odd ranks train.
-
-    Start it with `mpirun -n 2*PAIRS*HOSTS ... python -m mpi4py -m distsage train`, or through
-    sbatch/train.sh.
-    """
+class RankOptions(JobOptions, DeviceOption):
+    """What servers and trainers have to know beside the parts and the hosts."""
 
     stage: Path | None = None
     """Copy each host's part to this directory on its own disk first; removed when it is open."""
     stall_timeout: float = 300.0
     """Seconds that a rank may go without progress before the job is ended; a rank that waits for
     others counts as stuck only if none of them gets on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            self.stall_timeout > 0,
+            f"--stall-timeout is {self.stall_timeout}; it must be above 0",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig(TrainingOptions, RankOptions):
+    """Train on the parts of a graph: one MPI job, even ranks serve, odd ranks train.
+
+    Start it with `mpirun -n 2*PAIRS*HOSTS ... python -m mpi4py -m distsage train`, or through
+    sbatch/train.sh.
+    """
+
     topology: Literal["auto", "replicated", "partitioned"] = "auto"
     """replicated: every host samples from the whole topology, memory-mapped. partitioned: from its
     part's, and asks the servers for the rest: slower, the same batches, and less memory. auto:
@@ -391,11 +435,7 @@ class TrainConfig(TrainingOptions, JobOptions):
 
     def __post_init__(self) -> None:
         TrainingOptions.__post_init__(self)
-        JobOptions.__post_init__(self)
-        _require(
-            self.stall_timeout > 0,
-            f"--stall-timeout is {self.stall_timeout}; it must be above 0",
-        )
+        RankOptions.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -427,33 +467,100 @@ class LocalConfig(ReadingOptions, TrainingOptions):
         )
 
 
-@dataclass(frozen=True)
-class PredictConfig:
-    """Write what a trained model says of every node, by original node id."""
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(HostOptions):
+    """Write what a trained model says of nodes, by original node id.
+
+    Alone it runs on this machine, without MPI. Under an MPI launcher, or through sbatch/predict.sh,
+    it is a job like training: every host computes the nodes of its parts, and writes them.
+    """
 
     run_dir: Path
     """Run directory of `distsage train` or `distsage local`."""
     output: Path
-    """File to write: .csv or .parquet (columns id, p0, p1, ... or e0, e1, ...) or .npz (ids,
-    values); a row per node, in the order of the original ids."""
-    what: Literal["probabilities", "embeddings"] = "probabilities"
-    """Class probabilities (p), or the last layer's input, one vector per node (e)."""
+    """Directory to write: a file for each part and _manifest.json, which comes last. Without MPI
+    also a file, in the order of the original ids: .csv, .parquet or .npz (ids, values)."""
+    what: Literal["probabilities", "logits", "embeddings"] = "probabilities"
+    """Class probabilities (columns p0, p1, ...), what they are made of (l0, ...), or what a hidden
+    layer says, one vector per node (e0, ...)."""
+    layer: int | None = None
+    """Of embeddings: the hidden layer, from 1 (default: the last one)."""
+    nodes: str = "all"
+    """all, train, val or test; or a file of original ids: .npy, or text with one on each line."""
+    file_format: Literal["parquet", "npy"] = "parquet"
+    """Of a directory's files: tables, or arrays of values beside arrays of ids."""
     parts: Path | None = None
-    """Where the parts lie now, if not where they lay in training."""
+    """Where the parts lie now, if not where they lay in training; or other parts of this graph or
+    of one like it."""
     dataset: str | None = None
     """Where the dataset lies now, if not where it lay in training; or another one, to be read in
     the same way."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(
-            self.output.suffix in (".csv", ".parquet", ".npz"),
-            f"--output {self.output} ends in none of .csv, .parquet and .npz; its ending says what "
-            "to write",
+            self.output.suffix in ("", ".csv", ".parquet", ".npz") or self.output.is_dir(),
+            f"--output {self.output} ends in none of .csv, .parquet and .npz; name a file that "
+            "does, or a directory",
         )
         _require(
             self.parts is None or self.dataset is None,
             "give --parts or --dataset, not both: the graph that the model was trained on",
         )
+        _check_nodes(self.nodes)
+        _require(
+            self.layer is None or self.what == "embeddings",
+            f"--layer goes with --what embeddings; --what {self.what} is of the last layer",
+        )
+        _require(
+            self.file_format == "parquet" or not self.is_file,
+            f"--file-format is for a directory; the ending of --output {self.output} says what is "
+            "written",
+        )
+
+    @property
+    def is_file(self) -> bool:
+        """Whether --output is one file, not a directory."""
+        return self.output.suffix in (".csv", ".parquet", ".npz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(HostOptions):
+    """Score a trained model as its run did: all nodes of each mask, from whole neighbourhoods.
+
+    Alone it runs on this machine, without MPI; under an MPI launcher it is a job like training.
+    """
+
+    run_dir: Path
+    """Run directory of `distsage train` or `distsage local`."""
+    nodes: str | None = None
+    """all (every node with a label), train, val or test; or a file of original ids: .npy, or text
+    with one on each line (default: train, val and test, one by one)."""
+    parts: Path | None = None
+    """Where the parts lie now, if not where they lay in training; or other parts of this graph or
+    of one like it."""
+    dataset: str | None = None
+    """Where the dataset lies now, if not where it lay in training; or another one, to be read in
+    the same way."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            self.parts is None or self.dataset is None,
+            "give --parts or --dataset, not both: the graph to score the model on",
+        )
+        if self.nodes is not None:
+            _check_nodes(self.nodes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelJobConfig(RankOptions):
+    """What the ranks of a job know that applies a model; rank 0 makes it of what was asked."""
+
+    asked: PredictConfig | EvaluateConfig
+    """With what the user has asked for."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What the manifest will say of predictions."""
 
 
 @dataclass(frozen=True)

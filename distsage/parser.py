@@ -26,6 +26,7 @@ import shtab
 from distsage import config as configuration
 from distsage.config import (
     POSITIONAL,
+    EvaluateConfig,
     LocalConfig,
     PartitionConfig,
     PredictConfig,
@@ -43,6 +44,7 @@ CONFIGS: dict[str, type] = {
     "preflight": PreflightConfig,
     "local": LocalConfig,
     "predict": PredictConfig,
+    "evaluate": EvaluateConfig,
     "report": ReportConfig,
     "runs": RunsConfig,
     "watch": WatchConfig,
@@ -59,6 +61,7 @@ EXAMPLES = {
     "    python -m mpi4py -m distsage preflight --parts parts/products-4",
     "local": "local --dataset synthetic --run-dir runs/try --num-epochs 5",
     "predict": "predict --run-dir runs/products --output classes.csv",
+    "evaluate": "evaluate --run-dir runs/products",
     "report": "report runs/products --output products.html",
     "runs": "runs runs",
     "watch": "watch runs/products",
@@ -71,7 +74,8 @@ FIRST = {
     "resume",
     "preflight": "parts cache_ratio feat_dtype interface",
     "local": "dataset parts run_dir num_epochs fan_out batch_size num_hidden lr num_workers device",
-    "predict": "run_dir output what",
+    "predict": "run_dir output what nodes parts dataset",
+    "evaluate": "run_dir nodes parts dataset",
     "report": "runs output",
     "runs": "directory",
     "watch": "run",
@@ -90,7 +94,7 @@ SUBJECTS = {
     "hosts and network": "interface ip_config emulated_hosts",
     "time": "startup_timeout stall_timeout",
     "run directory and checkpoints": "run_dir resume checkpoint_minutes tensorboard",
-    "predictions": "output what",
+    "predictions": "output what layer nodes file_format",
 }
 """Every option's subject."""
 

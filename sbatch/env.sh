@@ -30,7 +30,7 @@ if [[ -n ${DISTSAGE_MODULES:-} ]]; then
   # shellcheck disable=SC2086 # a list of words
   module load $DISTSAGE_MODULES
 fi
-# shellcheck disable=SC2034 # used by train.sh
+# shellcheck disable=SC2034 # used by ranks.sh
 site_path=$PATH # where the cluster's own MPI is found
 
 DISTSAGE_VENV=${DISTSAGE_VENV:-$root/.venv}

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from distsage.config import JobOptions, PreflightConfig, TrainConfig, job_name
+from distsage.config import JobOptions, PreflightConfig, RankOptions, job_name
 from distsage.errors import UserError
 from distsage.kernels import level
 from distsage.kernels.level import Level
@@ -242,7 +242,7 @@ def reach_agreement(world: World, config: Config, watched: Watched) -> Agreement
     acts_for_machine = firsts[hosted[0]] == world.rank
     if acts_for_machine:
         preflight.sweep_leftovers()
-        if isinstance(config, TrainConfig) and config.stage is not None:
+        if isinstance(config, RankOptions) and config.stage is not None:
             sweep_staged(config.stage)
     world.agree(
         "memory",

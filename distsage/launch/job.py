@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from distsage.config import TrainConfig, job_name
+from distsage.config import RankOptions, job_name
 from distsage.errors import UserError
 from distsage.files import atomic_file, explain_write_errors, own_directory
 from distsage.launch import gpus
@@ -38,15 +38,28 @@ if TYPE_CHECKING:
     from distsage.launch.rendezvous import Rendezvous
 
 T = TypeVar("T")
+Config = TypeVar("Config", bound=RankOptions)
 
 # The longest that trainers wait for each other. One may work on its share for hours while the
 # others wait. The watchers see whether any rank gets on, and end a job where none does.
 _LONGEST_WAIT = timedelta(days=7)
 
 
+class JobDirectory(NamedTuple):
+    """The directory that is one job's at a time: its logs, and the list of its servers.
+
+    Attributes:
+        path: of the directory, which all hosts see.
+        option: with which the user has chosen it.
+    """
+
+    path: Path
+    option: str
+
+
 @dataclass(frozen=True)
-class Job:
-    """One rank's view of a training job that is up.
+class Job(Generic[Config]):
+    """One rank's view of a job that is up.
 
     Attributes:
         config: the same on every rank.
@@ -59,10 +72,10 @@ class Job:
         rendezvous: of the trainers, None on servers.
         server_process: of the server of this rank's pair, on this host.
         device: what this rank's model computes on: "cpu", or a GPU such as "cuda:1".
-        owner: the lock of the run directory, which rank 0 holds until it ends; None elsewhere.
+        owner: the lock of the job's directory, which rank 0 holds until it ends; None elsewhere.
     """
 
-    config: TrainConfig
+    config: Config
     assignment: Assignment
     hosts: list[str]
     addresses: list[host_lists.Address]
@@ -75,7 +88,7 @@ class Job:
     owner: IO[str] | None
 
 
-def start(world: World, config: TrainConfig, watched: Watched) -> Job:
+def start(world: World, config: Config, watched: Watched, directory: JobDirectory) -> Job[Config]:
     """Agree on hosts, roles, addresses and ports. Collective over all ranks.
 
     Every wait is bounded by the configuration's start-up timeout, unless what it waits for gets on.
@@ -84,6 +97,7 @@ def start(world: World, config: TrainConfig, watched: Watched) -> Job:
         world: of the job.
         config: the same on every rank.
         watched: joins the ring of watchers once everybody's address is known.
+        directory: for the job's logs; rank 0 makes it and holds its lock.
 
     Raises:
         SystemExit: the user got something wrong; rank 0 has said what, and the status is 2.
@@ -102,22 +116,22 @@ def start(world: World, config: TrainConfig, watched: Watched) -> Job:
     watched.mark("opening ports")
     listener, ports = _open_ports(world, agreed)
     owner = world.agree(
-        "run directory", lambda: _prepare_run_directory(world, config, agreed, ports)
+        "job directory", lambda: _prepare_directory(world, directory, agreed, ports)
     )
-    world.agree("run directory", lambda: _check_shared(config, agreed))
+    world.agree("job directory", lambda: _check_shared(directory, agreed))
     processes = world.gather_all("processes", os.getpid())
     ring = Ring(
         rank=world.rank,
         labels=[f"rank {one.rank} ({one.role} on {hosts[one.host]})" for one in agreed.everyone],
         addresses=agreed.watchers,
         key=derive_key(secret, "ring of watchers").hex(),
-        note=world.broadcast("failure note", _failure_note(world, config)),
-        log_directory=str(config.run_dir / "logs"),
+        note=world.broadcast("failure note", _failure_note(world, directory)),
+        log_directory=str(directory.path / "logs"),
         stall_timeout=config.stall_timeout,
     )
     if world.rank == 0:
-        _probe_file(config, agreed).unlink()  # all ranks have seen it
-    world.agree("logs", lambda: watched.join(ring))
+        _probe_file(directory, agreed).unlink()  # all ranks have seen it
+    world.agree("logs", lambda: watched.join(ring, directory.option))
     if staged is not None:
         watched.mark("staging its part", State.WAITING)
         world.agree("staging", lambda: _stage(agreed, staged, world.progress))
@@ -188,7 +202,7 @@ def _stage(agreed: Agreement, target: Path, progress: Callable[[str], None]) -> 
         stage_parts(agreed.parts, agreed.assignment.host, target, progress)
 
 
-def release_stage(job: Job) -> None:
+def release_stage(job: Job[Config]) -> None:
     """Remove this host's staged copy, which all its ranks have opened. Called by one trainer."""
     if job.staged is not None and job.assignment.pair_on_host == 0:
         shutil.rmtree(job.staged)
@@ -214,10 +228,10 @@ def _by_number(agreed: Agreement, role: Role, by_rank: Sequence[T]) -> list[T]:
     return [by_rank[one.rank] for one in sorted(those, key=lambda one: one.server_id)]
 
 
-def _prepare_run_directory(
-    world: World, config: TrainConfig, agreed: Agreement, ports: list[int]
+def _prepare_directory(
+    world: World, directory: JobDirectory, agreed: Agreement, ports: list[int]
 ) -> IO[str] | None:
-    """Make the run directory this job's, and write the list of servers for people. On rank 0.
+    """Make the directory this job's, and write the list of servers for people. On rank 0.
 
     Returns:
         The directory's lock; None on other ranks.
@@ -225,50 +239,50 @@ def _prepare_run_directory(
     if world.rank != 0:
         return None
     owner = own_directory(
-        config.run_dir, f"job {job_name()} on {', '.join(agreed.hosts)}", "--run-dir"
+        directory.path, f"job {job_name()} on {', '.join(agreed.hosts)}", directory.option
     )
-    with explain_write_errors(config.run_dir, "--run-dir"):
-        (config.run_dir / "logs").mkdir(exist_ok=True)
-        _probe_file(config, agreed).touch()
-        with atomic_file(config.run_dir / "ip_config.txt", "w") as stream:
+    with explain_write_errors(*directory):
+        (directory.path / "logs").mkdir(exist_ok=True)
+        _probe_file(directory, agreed).touch()
+        with atomic_file(directory.path / "ip_config.txt", "w") as stream:
             for one, port in zip(agreed.everyone, ports, strict=True):
                 if one.role == "server" and one.pair_on_host == 0:
                     stream.write(f"{agreed.addresses[one.host].ip} {port}\n")
     return owner
 
 
-def _failure_note(world: World, config: TrainConfig) -> str:
+def _failure_note(world: World, directory: JobDirectory) -> str:
     """Where the first rank that fails says why; rank 0 removes a note of an earlier run."""
-    note = os.environ.get("DISTSAGE_FAILURE_NOTE") or str(config.run_dir.resolve() / "failure.txt")
+    note = os.environ.get("DISTSAGE_FAILURE_NOTE") or str(directory.path.resolve() / "failure.txt")
     if world.rank == 0:
         with suppress(FileNotFoundError):
             os.unlink(note)
     return note
 
 
-def _probe_file(config: TrainConfig, agreed: Agreement) -> Path:
-    """Shows whether a host sees the run directory.
+def _probe_file(directory: JobDirectory, agreed: Agreement) -> Path:
+    """Shows whether a host sees the job's directory.
 
     No file ever had its name before, so that no host remembers it as missing.
     """
-    return config.run_dir / "logs" / f".{agreed.name}"
+    return directory.path / "logs" / f".{agreed.name}"
 
 
-def _check_shared(config: TrainConfig, agreed: Agreement) -> None:
-    """See that this host sees the run directory that rank 0 has prepared.
+def _check_shared(directory: JobDirectory, agreed: Agreement) -> None:
+    """See that this host sees the directory that rank 0 has prepared.
 
     Raises:
         UserError: it does not.
     """
-    if not _probe_file(config, agreed).exists():
+    if not _probe_file(directory, agreed).exists():
         raise UserError(
-            f"the --run-dir that this job has made, {config.run_dir}, is not visible on "
+            f"the {directory.option} that this job has made, {directory.path}, is not visible on "
             f"{agreed.hosts[agreed.assignment.host]}; choose one on a file system that all hosts "
             "share"
         )
 
 
-def connect(job: Job, watched: Watched) -> "GraphStore":
+def connect(job: Job[Config], watched: Watched) -> "GraphStore":
     """Connect this trainer to all servers, then to the other trainers. Collective over trainers.
 
     Blocks while the servers load their parts.

@@ -4,7 +4,7 @@ Even ranks serve, odd ranks train. Ranks 2k and 2k + 1 form pair k and share a h
 the same number of pairs, and its index is the part that it holds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +49,18 @@ class Assignment:
     def server_id(self) -> int:
         """DGL's id of the server of this pair; the first of a host is its main server."""
         return self.host * self.pairs_per_host + self.pair_on_host
+
+
+def launched_ranks(environment: Mapping[str, str]) -> int:
+    """How many ranks an MPI launcher has started with this process; 1 where none has.
+
+    A batch script has Slurm's variables too, but none of a step that speaks PMI.
+    """
+    names = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]  # Open MPI; MPICH, Intel MPI, srun --mpi=pmi2
+    if "PMIX_RANK" in environment:  # srun --mpi=pmix
+        names.append("SLURM_STEP_NUM_TASKS")
+    sizes = (environment.get(name, "") for name in names)
+    return max((int(size) for size in sizes if size.isdecimal()), default=1)
 
 
 def emulated_layout(size: int, num_hosts: int) -> list[int]:

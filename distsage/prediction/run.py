@@ -1,39 +1,34 @@
-"""What a trained model says of every node, by original id. Runs on one machine, without MPI.
+"""What a trained model says of nodes, by original id. Runs on one machine, without MPI.
 
 Imports DGL only where the data lie in DGL's files.
 """
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from distsage.config import IN_MEMORY, PredictConfig, ReadingOptions
-from distsage.data.encoding import Encoding, disagreement
+from distsage.config import EvaluateConfig, PredictConfig, ReadingOptions
 from distsage.data.graph import Graph
 from distsage.errors import UserError
-from distsage.features.matrix import feature_rows
-from distsage.files import atomic_file
+from distsage.features.matrix import dense_table, feature_scales, sparse_rows
 from distsage.model.backend import set_threads
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
 from distsage.partitioning.verify import load_parts
+from distsage.prediction import trained
+from distsage.prediction.output import OutputDirectory, check_file, write_file
+from distsage.prediction.selection import choose
 from distsage.progress import progress
-from distsage.train.local import without_edges
+from distsage.train.local import checksum_of, without_edges
 from distsage.train.run_directory import RunDirectory
 
-# Rows that are turned into a table at a time.
-_TABLE_ROWS = 1 << 18
-
-
-What = Literal["probabilities", "embeddings"]
+What = Literal["probabilities", "logits", "embeddings"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,9 @@ def load_model(run_dir: Path | str) -> TrainedModel:
     return TrainedModel(run_dir, network.eval(), description)
 
 
-def predict(model: TrainedModel, graph: Graph, what: What = "probabilities") -> np.ndarray:
+def predict(
+    model: TrainedModel, graph: Graph, what: What = "probabilities", layer: int | None = None
+) -> np.ndarray:
     """Apply a model to all nodes of a graph, from whole neighbourhoods as in an evaluation.
 
     Computes on the CPU; holds two layers' rows of all nodes.
@@ -79,7 +76,8 @@ def predict(model: TrainedModel, graph: Graph, what: What = "probabilities") -> 
     Args:
         model: of a run on this graph, or on another with the same features and classes.
         graph: its labels and masks do not matter.
-        what: class probabilities, or the input of the last layer.
+        what: class probabilities, logits, or what a hidden layer says.
+        layer: of embeddings: the hidden layer, from 1; None takes the last one.
 
     Returns:
         float32 `[N, C]` or, for embeddings, `[N, H]`. Row v is of node v, whose name in the data is
@@ -87,80 +85,119 @@ def predict(model: TrainedModel, graph: Graph, what: What = "probabilities") -> 
         several labels.
 
     Raises:
-        UserError: the graph has other features or classes than the model.
+        UserError: the graph has other features or classes than the model, or the model has no such
+            layer.
     """
+    description = model.description
+    trained.check_fit(model.run_dir, description, graph.name, graph.num_features, graph.num_classes)
+    num_layers = trained.num_layers_of(model.run_dir, description, what, layer)
+    return answers(rows_of(model, graph, num_layers), what, description["task"]).numpy()
+
+
+def rows_of(model: TrainedModel, graph: Graph, num_layers: int) -> Tensor:
+    """Every node's row after so many layers: float32, on the CPU."""
     set_threads(torch.device("cpu"))
-    network, description = model.network, model.description
-    for counted, trained, found in (
-        ("features", network.shape["in_features"], graph.num_features),
-        ("classes", network.shape["num_classes"], graph.num_classes),
-    ):
-        if trained != found:
-            raise UserError(
-                f"the model in {model.run_dir} was trained on {trained} {counted} but the graph "
-                f"{graph.name} has {found}; name the graph that it was trained on"
-            )
-    topology = graph.topology
-    if description["config"].get("ignore_edges"):
-        topology = without_edges(topology)
-    last = network.shape["num_layers"] - (what == "embeddings")
-    rows = feature_rows(graph.features)
-    with progress("predicting", graph.num_nodes * last, "rows") as advance:
-        values = infer(network, topology, rows, last, advance)
-    if what == "probabilities":
-        values = _probabilities(values, multilabel=description["task"] == "multilabel")
-    return values.numpy()
+    config = model.description["config"]
+    topology = without_edges(graph.topology) if config.get("ignore_edges") else graph.topology
+    as_trained = dense_table if isinstance(graph.features, np.ndarray) else sparse_rows
+    dtype, scale = config.get("feat_dtype", "float32"), None
+    network = model.network
+    if dtype == "int8":
+        scale = feature_scales(graph.features)
+    if scale is not None:
+        network = copy.deepcopy(network)  # its weights stay those of features as they are
+        network.scale_inputs(torch.from_numpy(scale))
+    features = as_trained(graph.features, dtype, scale)
+    with progress("predicting", graph.num_nodes * num_layers, "rows") as advance:
+        return infer(network, topology, features, num_layers, advance)
+
+
+def answers(rows: Tensor, what: What, task: str) -> Tensor:
+    """The rows of a model's layer as what was asked for.
+
+    Probabilities of the classes add up to 1, or with several labels per node each stands alone.
+    """
+    if what != "probabilities":
+        return rows
+    return torch.sigmoid(rows) if task == "multilabel" else torch.softmax(rows, 1)
 
 
 def write_predictions(config: PredictConfig) -> None:
-    """Rebuild a run's model, apply it to all nodes and write the result; the file appears whole.
+    """Rebuild a run's model, apply it to nodes and write the result, which appears whole.
 
-    The rows are in the order of the original ids.
+    The rows of a file are in the order of the original ids; those of a directory's files are in
+    the order of the parts.
 
     Raises:
         UserError: there is no such run, its graph is not to be found or does not fit its model, or
             the output cannot be written.
     """
-    _check_output(config.output)
+    if config.is_file:
+        check_file(config.output)
     model = load_model(config.run_dir)
-    graph = _load_graph(config, model.description)
-    values = predict(model, graph, config.what)
+    description = model.description
+    trained.num_layers_of(config.run_dir, description, config.what, config.layer)
+    graph, offsets, checksum = load_graph_of(config, description)
+    trained.check_fit(
+        config.run_dir, description, graph.name, graph.num_features, graph.num_classes
+    )
+    about = trained.about_predictions(
+        config,
+        description,
+        {
+            "name": graph.name,
+            "nodes": graph.num_nodes,
+            "edges": graph.topology.num_edges,
+            "checksum": checksum,
+        },
+    )
+    directory = OutputDirectory(config.output, about)
+    if not config.is_file and directory.is_whole():
+        print(f"{config.output} is whole already")
+        return
     ids = np.arange(graph.num_nodes) if graph.original_ids is None else graph.original_ids
-    order = np.argsort(ids, kind="stable")
-    try:
-        _write(config.output, np.asarray(ids)[order], values[order], config.what[0])
-    except OSError as error:
-        raise UserError(f"cannot write --output {config.output}: {error.strerror}") from error
-    print(f"{config.what} of {graph.num_nodes:,} nodes written to {config.output}")
+    chosen = np.flatnonzero(choose(config.nodes, ids, lambda name: getattr(graph, f"{name}_mask")))
+    rows = rows_of(model, graph, about["layer"])[torch.from_numpy(chosen)]
+    values = answers(rows, config.what, description["task"]).numpy()
+    ids = np.asarray(ids[chosen])
+    if config.is_file:
+        order = np.argsort(ids, kind="stable")
+        try:
+            write_file(config.output, about["columns"], ids[order], values[order])
+        except OSError as error:
+            raise UserError(f"cannot write --output {config.output}: {error.strerror}") from error
+    else:
+        directory.begin()
+        bounds = np.searchsorted(chosen, offsets)
+        for part in range(len(offsets) - 1):
+            own = slice(*bounds[part : part + 2])
+            if not directory.written(part):
+                directory.write_part(part, ids[own], values[own])
+        directory.finish(len(offsets) - 1)
+    print(f"{config.what} of {len(ids):,} nodes written to {config.output}")
 
 
-def _check_output(path: Path) -> None:
-    """See that `path` can be written, before the work."""
-    if path.is_dir():
-        raise UserError(f"--output {path} is a directory; name a file")
-    if not path.parent.is_dir():
-        raise UserError(f"--output {path}: there is no directory {path.parent}; make it first")
-
-
-def _load_graph(config: PredictConfig, description: Mapping[str, Any]) -> Graph:
+def load_graph_of(
+    config: PredictConfig | EvaluateConfig, description: Mapping[str, Any]
+) -> tuple[Graph, np.ndarray, str]:
     """The graph that the run was trained on, or one like it, read as the run read it.
 
     Args:
         config: says where the graph lies now, if it has moved, or which other one to take.
         description: what the run's model file says beside the weights.
+
+    Returns:
+        The graph, the bounds of its parts (int64 `[P + 1]`; a dataset is one part), and its
+        checksum.
     """
-    trained = description["config"]
-    if trained.get("dataset") == IN_MEMORY:
-        raise UserError(
-            f"the model in {config.run_dir} was trained on a graph in memory; in Python, give that "
-            "graph to distsage.predict"
-        )
-    saved = description.get("encoding")
-    encoding = None if saved is None else Encoding.from_json(saved)
-    parts, dataset = config.parts, config.dataset
-    recorded = trained.get("parts") or trained.get("conf_file")
-    reading = trained
-    if recorded is not None and dataset is not None:
+    saved = description["config"]
+    path = trained.parts_of(config.run_dir, config.parts, config.dataset, description)
+    if path is not None:
+        parts = trained.open_parts(config.run_dir, description, path)
+        return load_parts(path)[0], parts.offsets, parts.manifest.checksum
+    reading = saved
+    recorded = saved.get("parts") or saved.get("conf_file")
+    if recorded is not None:
         # The model says how its parts were read, if `distsage train` made it.
         reading = description["content"]
         if reading.get("feature_norm") is None:
@@ -168,23 +205,6 @@ def _load_graph(config: PredictConfig, description: Mapping[str, Any]) -> Graph:
                 f"the model in {config.run_dir} was trained on the parts {recorded}, not on a "
                 "dataset; name where they lie now with --parts"
             )
-    elif recorded is not None and parts is None:
-        parts = Path(recorded)
-        if not parts.exists():
-            raise UserError(
-                f"the parts that the model in {config.run_dir} was trained on, {parts}, are not "
-                "there; name where they lie now with --parts"
-            )
-    if parts is not None:
-        graph = load_parts(parts)[0]
-        difference = disagreement(encoding, graph.encoding)
-        if difference is not None:
-            raise UserError(
-                f"the features in the parts {parts} are not those of the model in "
-                f"{config.run_dir}: {difference}; name the parts that it was trained on, or what "
-                "they were made of with --dataset"
-            )
-        return graph
     from distsage.data.datasets import load_graph
 
     options = {
@@ -194,42 +214,10 @@ def _load_graph(config: PredictConfig, description: Mapping[str, Any]) -> Graph:
         options["feature_norm"] = "none"  # the encoding has the run's numbers, if there are any
     if options["dataset_root"] is not None:
         options["dataset_root"] = Path(options["dataset_root"])
-    return load_graph(
-        dataset or trained["dataset"], **options, seed=trained["seed"], encoding=encoding
+    graph = load_graph(
+        config.dataset or saved["dataset"],
+        **options,
+        seed=saved["seed"],
+        encoding=trained.encoding_of(description),
     )
-
-
-def _probabilities(logits: Tensor, multilabel: bool) -> Tensor:
-    """Of each class: they add up to 1, or with several labels per node each stands alone."""
-    return torch.sigmoid(logits) if multilabel else torch.softmax(logits, 1)
-
-
-def _write(path: Path, ids: np.ndarray, values: np.ndarray, prefix: str) -> None:
-    """Write ids `[N]` and values `[N, D]`: an .npz of the two, or a table of id, p0, p1, ..."""
-    with atomic_file(path) as stream:
-        if path.suffix == ".npz":
-            np.savez(stream, ids=ids, values=values)
-            return
-        names = ["id", *(f"{prefix}{column}" for column in range(values.shape[1]))]
-        id_type = pa.int64() if ids.dtype.kind == "i" else pa.string()
-        schema = pa.schema([("id", id_type), *((name, pa.float32()) for name in names[1:])])
-        if path.suffix == ".parquet":
-            with pa.parquet.ParquetWriter(stream, schema) as writer:
-                for batch in _batches(ids, values, schema):
-                    writer.write_batch(batch)
-            return
-        stream.write((",".join(names) + "\n").encode())  # pyarrow would quote the names
-        options = pa.csv.WriteOptions(include_header=False)
-        with pa.csv.CSVWriter(stream, schema, write_options=options) as writer:
-            for batch in _batches(ids, values, schema):
-                writer.write_batch(batch)
-
-
-def _batches(ids: np.ndarray, values: np.ndarray, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for start in range(0, len(ids), _TABLE_ROWS):
-        rows = slice(start, start + _TABLE_ROWS)
-        columns = [ids[rows], *np.ascontiguousarray(values[rows].T)]
-        yield pa.record_batch(
-            [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)],
-            schema=schema,
-        )
+    return graph, np.array([0, graph.num_nodes]), checksum_of(graph)

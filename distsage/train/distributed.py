@@ -34,7 +34,8 @@ def _be_a_rank(read_config: Callable[[], TrainConfig], watched: Watched) -> None
     from distsage.launch.agreement import join_mpi
 
     world, config = join_mpi(read_config, watched)
-    job = bring_up.start(world, config, watched)
+    directory = bring_up.JobDirectory(config.run_dir, "--run-dir")
+    job = bring_up.start(world, config, watched, directory)
     resumption = _agree_on_resumption(world, job)
     if job.assignment.role == "server":
         from distsage.train import server_rank
@@ -46,7 +47,7 @@ def _be_a_rank(read_config: Callable[[], TrainConfig], watched: Watched) -> None
         trainer_rank.run(job, resumption, watched)
 
 
-def _agree_on_resumption(world: "World", job: "Job") -> "Resumption | None":
+def _agree_on_resumption(world: "World", job: "Job[TrainConfig]") -> "Resumption | None":
     """Where the run goes on, which trainer 0 finds out. Collective over all ranks.
 
     Raises:

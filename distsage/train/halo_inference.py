@@ -94,6 +94,7 @@ class HaloInference:
         model: GraphSAGE,
         own_features: Features,
         pull: Callable[[Tensor], Features],
+        num_layers: int | None = None,
         on_rows: Callable[[int], object] = lambda count: None,
     ) -> Tensor:
         """Logits `[high - low, C]`, float32, of this trainer's nodes, on the CPU. Collective.
@@ -101,7 +102,9 @@ class HaloInference:
         Args:
             model: on its device.
             own_features: `[n, F]`, the rows of this host's part.
-            pull: feature rows of the gids (int64) that it is given; CPU.
+            pull: feature rows of the gids (int64, ascending) that it is given; CPU.
+            num_layers: stop after so many layers, at least one, and return their rows; None goes
+                through all.
             on_rows: as in `layer_rows`; of this trainer's nodes in each layer.
         """
         remote = self._remote(model, own_features, pull)
@@ -109,7 +112,7 @@ class HaloInference:
         own = rows_between(own_features, first, first + self._high - self._low)
         tables = exchanged_rows(model, 0, own_features), remote
         h = self._layer(model, 0, own, tables, self._feature_slots, on_rows)
-        for layer in range(1, len(model.layers)):
+        for layer in range(1, len(model.layers) if num_layers is None else num_layers):
             rows = exchanged_rows(model, layer, h)
             asked = rows[self._send_rows]
             received = self._exchange(asked, self._send_counts, self._receive_counts)

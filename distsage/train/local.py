@@ -335,7 +335,7 @@ def _origin_of(config: LocalConfig, device: torch.device, graph: Graph) -> Origi
             **{name: getattr(config, name) for name in reading},
             "ignore_edges": config.ignore_edges,
         },
-        checksum=_checksum(graph),
+        checksum=checksum_of(graph),
         trainers=1,
         versions=versions(),
         config=plain(asdict(config)),
@@ -343,8 +343,8 @@ def _origin_of(config: LocalConfig, device: torch.device, graph: Graph) -> Origi
     )
 
 
-def _checksum(graph: Graph) -> str:
-    """Of all that is trained on, in hexadecimal digits."""
+def checksum_of(graph: Graph) -> str:
+    """Checksum of all that is trained on, in hexadecimal digits."""
     digest = hashlib.sha256()
     features = graph.features
     rows = (

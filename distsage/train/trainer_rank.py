@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.distributed
 
+from distsage.config import TrainConfig
 from distsage.data.graph import Topology
 from distsage.features.cache import fill_cache, ranking_note
 from distsage.features.choice import BatchCounts, InputChoice, choose_input_layer
@@ -44,7 +45,7 @@ from distsage.train.tensorboard import Curves
 from distsage.train.usage import Usage
 
 
-def run(job: Job, resumption: Resumption | None, watched: Watched) -> None:
+def run(job: Job[TrainConfig], resumption: Resumption | None, watched: Watched) -> None:
     """Connect, train, say goodbye. Collective over the trainers."""
     store = bring_up.connect(job, watched)
     _train(job, store, resumption, watched)
@@ -53,7 +54,9 @@ def run(job: Job, resumption: Resumption | None, watched: Watched) -> None:
     torch.distributed.destroy_process_group()
 
 
-def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: Watched) -> None:
+def _train(
+    job: Job[TrainConfig], store: GraphStore, resumption: Resumption | None, watched: Watched
+) -> None:
     config, assignment, manifest = job.config, job.assignment, job.parts.manifest
     trainers = Collectives(assignment.trainer_rank, assignment.num_trainers)
     device = torch.device(job.device)
@@ -110,7 +113,7 @@ def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: 
     def compute_scores() -> Scores:
         count = (own.stop - own.start) * len(model.layers)
         with progress("evaluating", count, "rows", shown=trainers.rank == 0) as advance:
-            logits = halo.run(model, rows.own, source.fetch, advance)
+            logits = halo.run(model, rows.own, source.fetch, on_rows=advance)
         mark("adding up the scores of all trainers", State.WAITING)
         return score_masks(logits, labels[own], masks, trainers)
 
@@ -160,7 +163,7 @@ def _train(job: Job, store: GraphStore, resumption: Resumption | None, watched: 
         )
 
 
-def origin_of(job: Job) -> Origin:
+def origin_of(job: Job[TrainConfig]) -> Origin:
     """Which run this job is."""
     config, manifest = job.config, job.parts.manifest
     read = ("undirected", "split", "split_index", "feature_norm")
@@ -186,7 +189,7 @@ def origin_of(job: Job) -> Origin:
 
 
 def _sampler_maker(
-    job: Job, store: GraphStore, trainers: Collectives, topology: Topology
+    job: Job[TrainConfig], store: GraphStore, trainers: Collectives, topology: Topology
 ) -> Callable[[bool], Sampler]:
     """What makes samplers, which number their inputs or do not.
 
@@ -216,7 +219,7 @@ def _sampler_maker(
 
 
 def _choose_input_layer(
-    job: Job,
+    job: Job[TrainConfig],
     trainers: Collectives,
     plan: SeedPlan,
     new_sampler: Callable[[bool], Sampler],
@@ -238,7 +241,9 @@ def _choose_input_layer(
     )
 
 
-def feature_rows(job: Job, store: GraphStore, trainers: Collectives, watched: Watched) -> PartRows:
+def feature_rows(
+    job: Job[TrainConfig], store: GraphStore, trainers: Collectives, watched: Watched
+) -> PartRows:
     """This host's rows, and the cache of others', filled. Collective over the trainers."""
 
     def barrier() -> None:

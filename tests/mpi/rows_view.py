@@ -19,8 +19,9 @@ def be_a_rank(watched: Watched) -> None:
     from distsage.launch import job as bring_up
     from distsage.launch.agreement import join_mpi
 
-    joined = join_mpi(lambda: parse(TrainConfig, "train", sys.argv[1:]), watched)
-    job = bring_up.start(*joined, watched)
+    world, config = join_mpi(lambda: parse(TrainConfig, "train", sys.argv[1:]), watched)
+    directory = bring_up.JobDirectory(config.run_dir, "--run-dir")
+    job = bring_up.start(world, config, watched, directory)
     if job.assignment.role == "server":
         from distsage.launch.dgl.server import serve
 

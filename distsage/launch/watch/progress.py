@@ -119,14 +119,18 @@ class Watched:
         """Tell the watcher that this rank has done all that the job needs."""
         self._send({"finished": True})
 
-    def join(self, ring: Ring) -> None:
+    def join(self, ring: Ring, option: str) -> None:
         """Let the watcher join the ring. From here on stacks and C++ messages go to the log.
+
+        Args:
+            ring: of the job.
+            option: with which the user has chosen where the log lies.
 
         Raises:
             UserError: the log cannot be written.
         """
         path = Path(ring.log_directory) / f"rank-{ring.rank}.txt"
-        with explain_write_errors(path, "--run-dir"):
+        with explain_write_errors(path, option):
             log = open(path, "a", buffering=1)  # noqa: SIM115
         # What C++ libraries print on file descriptor 2 goes to the log. What Python prints on
         # sys.stderr still goes to the job's standard error.

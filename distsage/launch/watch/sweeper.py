@@ -64,7 +64,7 @@ def _sweep(own: set[int], names: int) -> NoReturn:
         if int(entry) not in own | {0, 1, 2}:
             with contextlib.suppress(OSError):  # the one of this loop
                 os.close(int(entry))
-    _alive = failure_note.show_that_it_lives()  # until this process ends
+    alive = failure_note.show_that_it_lives()
     with open(names, encoding="utf-8") as stream:
         lines = stream.readlines()
     for line in lines:
@@ -73,4 +73,6 @@ def _sweep(own: set[int], names: int) -> NoReturn:
             segment.unlink(missing_ok=True)
         if left["staged"] is not None:
             shutil.rmtree(left["staged"], ignore_errors=True)
+    if alive is not None:
+        alive.close()  # before the watcher learns of the end, and ends
     os._exit(0)

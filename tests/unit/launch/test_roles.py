@@ -3,7 +3,7 @@
 import pytest
 
 from distsage.errors import UserError
-from distsage.launch.roles import assign, emulated_layout
+from distsage.launch.roles import assign, emulated_layout, launched_ranks
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -59,3 +59,20 @@ def test_emulated_hosts_share_the_ranks_evenly():
     assert emulated_layout(4, 1) == [0, 0, 0, 0]
     with pytest.raises(UserError, match="multiple of 6"):
         emulated_layout(8, 3)
+
+
+@pytest.mark.parametrize(
+    ("environment", "ranks"),
+    [
+        ({}, 1),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, 4),
+        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, 2),  # MPICH, Intel MPI, srun --mpi=pmi2
+        ({"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "8"}, 8),  # srun --mpi=pmix
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, 1),
+        # In a batch script Slurm says how many tasks the job has, but has started one process.
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, 1),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, 1),  # srun --mpi=none
+    ],
+)
+def test_ranks_of_every_launcher(environment, ranks):
+    assert launched_ranks(environment) == ranks

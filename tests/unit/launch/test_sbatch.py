@@ -65,7 +65,7 @@ def test_what_the_scripts_ask_of_slurm() -> None:
 def test_the_scripts_begin_alike() -> None:
     """What finds the checkout cannot be shared before it is found: it stands in each, once."""
     beginnings = set()
-    for name in ("train.sh", "partition.sh", "local.sh"):
+    for name in ("train.sh", "partition.sh", "local.sh", "predict.sh"):
         script = (SBATCH / name).read_text()
         beginnings.add(script[script.index("set -euo") : script.index('source "$root')])
     assert len(beginnings) == 1
@@ -153,6 +153,18 @@ def test_default_is_one_mpirun_with_a_pair_per_host(site: Site) -> None:
     assert environment["DISTSAGE_FAILURE_NOTE"] == f"{site.directory}/submit/logs/job-17/failure"
     assert environment["OMPI_MCA_btl"] == "self,tcp"
     assert ("OMPI_ALLOW_RUN_AS_ROOT" in environment) == (os.geteuid() == 0)
+
+
+def test_prediction_is_started_as_training_is(site: Site) -> None:
+    site.install(site.bin / "mpirun", OPEN_MPI)
+    asked = ["--run-dir", "a b", "--output", "x*"]
+    status, errors = site.run("predict.sh", *asked, DISTSAGE_INTERFACE="ib0")
+    assert status == 0, errors
+    mapping = ["-n", "4", "--map-by", "ppr:2:node:OVERSUBSCRIBE", "--bind-to", "none"]
+    words = ["python", "-m", "mpi4py", "-m", "distsage", "predict", "--interface", "ib0", *asked]
+    assert site.called == ["mpirun", *mapping, *words]
+    status, errors = site.run("predict.sh", SLURM_JOB_NUM_NODES="unset")
+    assert (status, "sbatch sbatch/predict.sh" in errors) == (2, True)
 
 
 def test_ranks_run_the_python_of_an_image(site: Site) -> None:

@@ -1,6 +1,7 @@
 """Predictions by original id: against direct inference, the run's own scores, and errors."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from distsage.cli import main
-from distsage.config import LocalConfig, PredictConfig, TrainConfig
+from distsage.config import EvaluateConfig, LocalConfig, PredictConfig, TrainConfig
 from distsage.data.datasets import load_graph
 from distsage.data.graph import Graph
 from distsage.errors import UserError
@@ -19,7 +20,8 @@ from distsage.features.matrix import feature_rows
 from distsage.model.graphsage import GraphSAGE
 from distsage.model.inference import infer
 from distsage.partitioning.run import partition
-from distsage.prediction.run import write_predictions
+from distsage.prediction.run import load_model, predict, write_predictions
+from distsage.prediction.scores import evaluate
 from distsage.train.local import train, without_edges
 from distsage.train.run_directory import RunDirectory
 from distsage.train.tensor_file import read_tensors, write_tensors
@@ -140,6 +142,11 @@ def test_a_local_runs_predictions_have_its_test_accuracy(ignore_edges, tmp_path)
     right = probabilities.argmax(1) == graph.labels
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert right[graph.test_mask].mean() == pytest.approx(summary["test"]["accuracy"], abs=1e-9)
+    scores, _ = evaluate(EvaluateConfig(run_dir=config.run_dir))
+    assert scores == {mask: summary[mask] for mask in ("train", "val", "test")}
+    (tmp_path / "some.txt").write_text("\n".join(map(str, np.flatnonzero(graph.val_mask))))
+    some = EvaluateConfig(run_dir=config.run_dir, nodes=str(tmp_path / "some.txt"))
+    assert list(evaluate(some)[0].values()) == [summary["val"]]
 
     description, weights = RunDirectory(config.run_dir).load_model()
     model = GraphSAGE(**description["model"])
@@ -275,3 +282,67 @@ def test_a_full_disk_leaves_the_older_file(trained, monkeypatch):
 def test_one_graph_only():
     with pytest.raises(UserError, match="give --parts or --dataset, not both"):
         PredictConfig(run_dir=Path("r"), output=Path("p.csv"), parts=Path("parts"), dataset="cora")
+
+
+def test_one_process_writes_directories_too(trained):
+    """By the parts, or in one piece; for some nodes, and of every layer."""
+    run, graph = trained / "run", random_directed(N, 400)
+    what = {"what": "logits", "nodes": "val"}
+    write_predictions(PredictConfig(run_dir=run, output=trained / "v.npz", **what))
+    write_predictions(PredictConfig(run_dir=run, output=trained / "v", **what))
+    ids, values, _ = read(trained / "v.npz")
+    assert ids.tolist() == np.flatnonzero(graph.val_mask).tolist()
+    table = pyarrow.parquet.read_table(trained / "v").sort_by("id")
+    assert table["id"].to_pylist() == ids.tolist()
+    assert table["l1"].to_pylist() == values[:, 1].tolist()
+    names = sorted(path.name for path in (trained / "v").iterdir())
+    assert names == ["_manifest.json", "part-00000.parquet", "part-00001.parquet"]
+    model = load_model(run)
+    np.testing.assert_allclose(predict(model, graph, "logits")[ids], values, rtol=1e-5)
+    hidden = np.maximum(layer(model.network, graph, 0, graph.features), 0)
+    found = predict(model, graph, "embeddings", 1)
+    np.testing.assert_allclose(found, hidden, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="has no hidden layer 2; give --layer from 1 to 1"):
+        predict(model, graph, "embeddings", 2)
+
+
+def test_predictions_of_another_model_are_not_mixed_with_the_first_ones(trained, capsys):
+    config = PredictConfig(run_dir=trained / "run", output=trained / "out")
+    write_predictions(config)
+    write_predictions(config)
+    assert "is whole already" in capsys.readouterr().out
+    weights, description = read_tensors(trained / "run" / "model.safetensors")
+    description["epoch"] += 1
+    write_tensors(trained / "run" / "model.safetensors", weights, description)
+    with pytest.raises(UserError, match="holds other predictions, which differ in model"):
+        write_predictions(config)
+
+
+def test_parts_of_a_graph_that_has_grown(trained):
+    """GraphSAGE answers for nodes that it has never seen, from features and neighbours."""
+    grown = random_directed(2 * N, 900)
+    partition(grown, 3, trained / "grown", method="random")
+    output = trained / "grown.npz"
+    write_predictions(
+        PredictConfig(
+            run_dir=trained / "run", output=output, what="logits", parts=trained / "grown"
+        )
+    )
+    ids, values, _ = read(output)
+    assert len(ids) == 2 * N
+    np.testing.assert_allclose(
+        values, predict(load_model(trained / "run"), grown, "logits"), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_predictions_have_the_type_of_features_that_the_run_was_evaluated_with(tmp_path):
+    graph = random_directed(N, 400)
+    graph = dataclasses.replace(graph, features=graph.features + np.float32(1 / 3))
+    partition(graph, 2, tmp_path / "parts", method="random")
+    config = TrainConfig(parts=tmp_path / "parts", feat_dtype="bfloat16")
+    write_run(tmp_path / "run", graph, config)
+    model = load_model(tmp_path / "run")
+    rounded = torch.from_numpy(graph.features).bfloat16().float().numpy()
+    same = dataclasses.replace(model, description={**model.description, "config": {}})
+    expected = predict(same, dataclasses.replace(graph, features=rounded), "logits")
+    np.testing.assert_allclose(predict(model, graph, "logits"), expected, rtol=1e-4)

@@ -62,7 +62,8 @@ def main(watched: Watched) -> None:
             note=sys.argv[5],
             log_directory=str(directory),
             stall_timeout=STALL_TIMEOUT,
-        )
+        ),
+        "--run-dir",
     )
     watched.mark("training")
     if behaviour == "until-enough":

@@ -1,0 +1,70 @@
+"""Scores of a trained model, as its run computed them. Runs on one machine and on trainer ranks."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distsage.config import EvaluateConfig
+from distsage.prediction import trained
+from distsage.prediction.run import load_graph_of, load_model, rows_of
+from distsage.prediction.selection import choose
+from distsage.train.collectives import Collectives
+from distsage.train.evaluation import score_masks
+from distsage.train.metrics import Scores
+
+
+def evaluate(config: EvaluateConfig) -> tuple[Scores, Mapping[str, Any]]:
+    """Score a run's model on one machine, without MPI.
+
+    Returns:
+        The scores of each set of nodes, and what the model says of itself.
+
+    Raises:
+        UserError: there is no such run, or its graph is not to be found or does not fit its model.
+    """
+    model = load_model(config.run_dir)
+    graph, _, _ = load_graph_of(config, model.description)
+    trained.check_fit(
+        config.run_dir, model.description, graph.name, graph.num_features, graph.num_classes
+    )
+    labels = torch.from_numpy(graph.labels)
+    ids = np.arange(graph.num_nodes) if graph.original_ids is None else graph.original_ids
+    masks = masks_of(config.nodes, ids, labels, lambda name: getattr(graph, f"{name}_mask"))
+    rows = rows_of(model, graph, len(model.network.layers))
+    return score_masks(rows, labels, masks, Collectives()), model.description
+
+
+def masks_of(
+    nodes: str | None,
+    ids: np.ndarray,
+    labels: Tensor,
+    mask: Callable[[str], np.ndarray],
+    everyone: Callable[[np.ndarray], np.ndarray] = lambda found: found,
+) -> dict[str, Tensor]:
+    """What is scored, by name: bool `[n]` each; nodes without a label are not in it.
+
+    Args:
+        nodes: as `--nodes` names them; None: each of the three masks.
+        ids, mask, everyone: as for `choose`.
+        labels: `[n]` or `[n, C]`.
+    """
+    names = ("train", "val", "test") if nodes is None else (nodes,)
+    chosen = {name: torch.from_numpy(choose(name, ids, mask, everyone)) for name in names}
+    if labels.ndim == 2:
+        return chosen
+    return {name: those & (labels >= 0) for name, those in chosen.items()}
+
+
+def lines(scores: Scores, description: Mapping[str, Any]) -> str:
+    """The scores for people, beside those that the run noted of the same epoch."""
+    noted = {"val": description.get("val", {})}
+    said = [f"model of epoch {description['epoch']}"]
+    for name, values in scores.items():
+        for score, value in values.items():
+            before = noted.get(name, {}).get(score)
+            beside = "" if before is None else f" (in training {before:.4f})"
+            said.append(f"{name} {score} {value:.4f}{beside}")
+    return "\n".join(said)

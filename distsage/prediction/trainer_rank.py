@@ -1,0 +1,126 @@
+"""What a trainer rank does with a trained model: compute its nodes, then write or score them."""
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+
+from distsage.config import ModelJobConfig, PredictConfig
+from distsage.launch import job as bring_up
+from distsage.launch.dgl.client import GraphStore
+from distsage.launch.job import Job
+from distsage.launch.watch.progress import State, Watched
+from distsage.model.backend import set_threads
+from distsage.prediction.output import OutputDirectory
+from distsage.prediction.part_rows import rows_of_parts
+from distsage.prediction.run import TrainedModel, answers, load_model
+from distsage.prediction.scores import lines, masks_of
+from distsage.prediction.selection import choose
+from distsage.train.collectives import Collectives
+from distsage.train.evaluation import score_masks
+from distsage.train.halo_inference import HaloInference
+from distsage.train.local import without_edges
+from distsage.train.trainer_rank import trainer_bounds
+
+
+def run(job: Job[ModelJobConfig], watched: Watched) -> None:
+    """Connect, compute, say goodbye. Collective over the trainers."""
+    store = bring_up.connect(job, watched)
+    set_threads(torch.device("cpu"))
+    trainers = Collectives(job.assignment.trainer_rank, job.assignment.num_trainers)
+    work = _Work(job, store, trainers, watched)
+    if isinstance(job.config.asked, PredictConfig):
+        work.predict(job.config.asked)
+    else:
+        work.evaluate(job.config.asked.nodes)
+    watched.mark("saying goodbye", State.WAITING)
+    store.close()
+    torch.distributed.destroy_process_group()
+
+
+class _Work:
+    """What one trainer can do; both methods are collective."""
+
+    def __init__(
+        self,
+        job: Job[ModelJobConfig],
+        store: GraphStore,
+        trainers: Collectives,
+        watched: Watched,
+    ) -> None:
+        self._job, self._store, self._trainers, self._mark = job, store, trainers, watched.mark
+        self._model: TrainedModel = load_model(job.config.asked.run_dir)
+        if job.dgl.feature_scale is not None:
+            self._model.network.scale_inputs(torch.from_numpy(job.dgl.feature_scale))
+        self._bounds = trainer_bounds(job.parts.ranges, job.assignment.pairs_per_host)
+        first, last = self._bounds[trainers.rank : trainers.rank + 2]
+        self._first, self._last = int(first), int(last)
+        self._low, self._high = job.parts.nodes(job.assignment.host)
+        self._ids = job.parts.parts.original_ids()[self._low : self._high]
+
+    def _mask(self, name: str) -> np.ndarray:
+        """Of this host's nodes."""
+        return self._store.own_rows(f"{name}_mask").numpy().astype(bool)
+
+    def _everyone(self, found: np.ndarray) -> np.ndarray:
+        return self._trainers.sum(torch.from_numpy(found)).numpy()
+
+    def _rows(self, num_layers: int | None) -> Tensor:
+        """The rows of this trainer's nodes after so many layers."""
+        topology = self._job.parts.parts.topology()
+        if self._model.description["config"].get("ignore_edges"):
+            topology = without_edges(topology)
+        part = self._low, self._high
+        halo = HaloInference(topology, self._bounds, part, self._trainers, self._mark)
+        return halo.run(
+            self._model.network,
+            self._store.own_features(),
+            lambda gids: self._store.pull_features(gids.numpy()),
+            num_layers,
+        )
+
+    def predict(self, asked: PredictConfig) -> None:
+        """Compute this trainer's nodes, and write the parts that fall to it."""
+        about, trainers = self._job.config.about, self._trainers
+        output = OutputDirectory(asked.output, about)
+        if trainers.rank == 0:
+            output.begin()
+        self._mark("choosing nodes", State.LOADING)
+        chosen = self._low + np.flatnonzero(
+            choose(asked.nodes, self._ids, self._mask, self._everyone)
+        )
+        rows = self._rows(about["layer"])
+        own = chosen[slice(*np.searchsorted(chosen, (self._first, self._last)))]
+        rows = rows[torch.from_numpy(own - self._first)]
+        values = answers(rows, asked.what, self._model.description["task"])
+        parts = self._job.parts.parts
+
+        def sent() -> None:
+            self._mark("sending rows to those that write them", State.WAITING)
+
+        for part, gids, piece in rows_of_parts(
+            values, chosen, parts.offsets, self._bounds, trainers, sent
+        ):
+            self._mark(f"writing part {part}", State.LOADING)
+            if not output.written(part):
+                output.write_part(part, np.asarray(self._ids[gids - self._low]), piece.numpy())
+        self._mark("waiting for all parts to be written", State.WAITING)
+        trainers.barrier()
+        if trainers.rank == 0:
+            num_rows = output.finish(parts.num_parts)
+            print(f"{asked.what} of {num_rows:,} nodes written to {asked.output}", flush=True)
+
+    def evaluate(self, nodes: str | None) -> None:
+        """Compute this trainer's nodes, and score them together with everybody else's."""
+        own = slice(self._first - self._low, self._last - self._low)
+        labels = self._store.own_rows("labels")[own]
+        masks = masks_of(
+            nodes,
+            np.asarray(self._ids[own]),
+            labels,
+            lambda name: self._mask(name)[own],
+            self._everyone,
+        )
+        scores = score_masks(self._rows(None), labels, masks, self._trainers)
+        if self._trainers.rank == 0:
+            print(lines(scores, self._model.description), flush=True)
