@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 
@@ -28,6 +28,9 @@ from distsage.errors import UserError
 from distsage.kernels import level
 from distsage.launch.roles import launched_ranks
 from distsage.parser import completion, option, parser_of, show
+
+if TYPE_CHECKING:
+    from distsage.partitioning.shares import Hosts
 
 Config = TypeVar("Config")
 
@@ -154,8 +157,23 @@ def _one_spelling(arguments: Sequence[str], config_class: type, command: str) ->
     return joined
 
 
+def _is_rank(arguments: Sequence[str]) -> bool:
+    """Whether this process is a rank of an MPI job, and not only asked for help."""
+    return launched_ranks(os.environ) > 1 and not {"--help", "-h"} & set(arguments)
+
+
 def _partition(arguments: Sequence[str]) -> None:
-    config = parse(PartitionConfig, "partition", arguments)
+    if _is_rank(arguments):
+        from distsage.launch.sharing import partition_on_hosts
+
+        # Only rank 0 of an MPI job reads the configuration; the job carries it to the others.
+        partition_on_hosts(lambda: parse(PartitionConfig, "partition", arguments), _lead_partition)
+        return
+    _lead_partition(parse(PartitionConfig, "partition", arguments), lambda _: None)
+
+
+def _lead_partition(config: PartitionConfig, hosts_of: "Callable[[Path], Hosts | None]") -> None:
+    """Partition, with the hosts that `hosts_of` gives for the folder of the stages."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from distsage.data.datasets import graph_name, load_graph
     from distsage.files import explain_write_errors
@@ -179,6 +197,7 @@ def _partition(arguments: Sequence[str]) -> None:
     sources = [Path(config.dataset)] + ([method] if isinstance(method, Path) else [])
     origin = origin_of(sources, dataclasses.asdict(config))
     with explain_write_errors(output, "--output"), unfinished(output, origin) as stages:
+        hosts = hosts_of(stages.folder)
         graph = stages.graph(
             lambda scratch: load_graph(
                 config.dataset, **config.reading, seed=config.seed, scratch=scratch
@@ -207,6 +226,7 @@ def _partition(arguments: Sequence[str]) -> None:
                 "fill": config.fill,
             },
             stages=stages,
+            hosts=hosts,
         )
     print(report)
     print(f"written to {output}")
@@ -245,11 +265,6 @@ def _local(arguments: Sequence[str]) -> None:
     from distsage.train.local import train
 
     train(config)
-
-
-def _is_rank(arguments: Sequence[str]) -> bool:
-    """Whether this process is a rank of an MPI job, and not only asked for help."""
-    return launched_ranks(os.environ) > 1 and not {"--help", "-h"} & set(arguments)
 
 
 def _predict(arguments: Sequence[str]) -> None:

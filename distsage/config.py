@@ -150,6 +150,9 @@ class PartitionConfig(DatasetOptions):
     use)."""
     force: bool = False
     """Go on although there seems to be too little memory or disk."""
+    interface: str | None = None
+    """Network interface (ib0) or subnet (10.1.0.0/16) that several hosts talk over. Left out, the
+    fastest on which every host has an address."""
 
     @property
     def memory_bytes(self) -> int | None:

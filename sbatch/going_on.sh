@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by ranks.sh and local.sh: how a run that is preempted, or that its time limit ends, stops
 # with a checkpoint, and how Slurm runs the job again. train.sh and local.sh give `--resume auto`, so
-# that the next run goes on where this one stopped; predict.sh keeps the parts that are written.
+# that the next run goes on where this one stopped; predict.sh and partition.sh keep what they
+# have finished.
 
 # What the run tells this script stands in files beside this name:
 #   (nothing)   why it failed: one line of the first rank that did

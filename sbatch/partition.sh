@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Split a graph into parts, on one host:
+# Split a graph into parts, on one host, or on several that write them together:
 #
-#   sbatch sbatch/partition.sh --dataset NAME_OR_PATH --num-parts 4 --output PARTS
+#   sbatch [--nodes=4] sbatch/partition.sh --dataset NAME_OR_PATH --num-parts 4 --output PARTS
 #
-# It says before it starts how much memory it needs; ask for it with sbatch --mem.
+# One host reads the graph and assigns its nodes, whatever their number. It says before it starts how
+# much memory it needs; ask for it with sbatch --mem.
 # The lines below are defaults: sbatch's command line and SBATCH_* variables win.
 #SBATCH --job-name=distsage-partition
 #SBATCH --nodes=1
-#SBATCH --ntasks=1
+#SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=4
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append
@@ -29,4 +30,10 @@ done
 source "$root/sbatch/env.sh"
 
 share_cpus 1
+if ((${SLURM_JOB_NUM_NODES:-1} > 1)); then
+  # shellcheck disable=SC2034 # used by ranks.sh
+  command=(partition) alone=partition ranks_per_host=1
+  # shellcheck source=sbatch/ranks.sh
+  source "$root/sbatch/ranks.sh" # and ends
+fi
 exec python -m distsage partition "$@"

@@ -1,9 +1,10 @@
 # shellcheck shell=bash
-# Sourced by train.sh and predict.sh: run a command of distsage as one MPI job over all hosts of the
-# Slurm job, with one mpirun (or srun), and end as it ends.
+# Sourced by train.sh, predict.sh and partition.sh: run a command of distsage as one MPI job over all
+# hosts of the Slurm job, with one mpirun (or srun), and end as it ends.
 #
-#   command   the command, and options that the script's own arguments may follow
-#   alone     the command that does the same on one machine, without MPI
+#   command         the command, and options that the script's own arguments may follow
+#   alone           the command that does the same on one machine, without MPI
+#   ranks_per_host  where they are no pairs of server and trainer
 # shellcheck disable=SC2154 # the caller has set them, and sourced env.sh
 : "${command[0]}" "$alone" "$root" "$site_path"
 
@@ -11,12 +12,14 @@ hosts=${SLURM_JOB_NUM_NODES:-}
 [[ -n $hosts ]] ||
   die "${command[0]}.sh runs inside a Slurm job: sbatch sbatch/${command[0]}.sh ...; without Slurm," \
     "use python -m distsage $alone, or mpirun as the README shows"
-pairs=${DISTSAGE_PAIRS_PER_HOST:-$((${SLURM_NTASKS_PER_NODE:-2} / 2))}
-[[ $pairs =~ ^[1-9][0-9]*$ ]] ||
-  die "'$pairs' pairs per host: set DISTSAGE_PAIRS_PER_HOST to 1 or more, or give sbatch an even" \
-    "--ntasks-per-node"
-share_cpus "$pairs"
-ranks_per_host=$((2 * pairs))
+if [[ -z ${ranks_per_host:-} ]]; then
+  pairs=${DISTSAGE_PAIRS_PER_HOST:-$((${SLURM_NTASKS_PER_NODE:-2} / 2))}
+  [[ $pairs =~ ^[1-9][0-9]*$ ]] ||
+    die "'$pairs' pairs per host: set DISTSAGE_PAIRS_PER_HOST to 1 or more, or give sbatch an even" \
+      "--ntasks-per-node"
+  share_cpus "$pairs"
+  ranks_per_host=$((2 * pairs))
+fi
 ranks=$((hosts * ranks_per_host))
 
 # Which MPI, and how its launcher puts the pairs of ranks on the hosts.
@@ -115,7 +118,7 @@ end_lingering() {
 }
 
 say "job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}: $ranks ranks, $ranks_per_host on each of $hosts" \
-  "hosts, $OMP_NUM_THREADS threads per trainer, $launcher${version:+ ($version)}"
+  "hosts, $OMP_NUM_THREADS threads each, $launcher${version:+ ($version)}"
 "${launch[@]}" python -m mpi4py -m distsage "${command[@]}" "${options[@]}" "$@" &
 job=$!
 end_lingering "$job" >/dev/null 2>&1 &

@@ -30,6 +30,7 @@ from distsage.partitioning.host_parts import HostParts
 from distsage.partitioning.parts import Parts
 from distsage.partitioning.verify import verify
 
+T = TypeVar("T")
 Config = TypeVar("Config", bound=JobOptions)
 
 
@@ -102,11 +103,10 @@ def check(world: World, config: PreflightConfig, watched: Watched) -> None:
         )
 
 
-def join_mpi(read_config: Callable[[], Config], watched: Watched) -> tuple[World, Config]:
+def join_mpi(read_config: Callable[[], T], watched: Watched) -> tuple[World, T]:
     """Join the other ranks, and learn the configuration. Collective over all ranks; blocks.
 
-    The default start-up timeout bounds this. Afterwards the configuration's own bounds what the
-    ranks do together, and the watcher has it, too.
+    The default start-up timeout bounds this.
 
     Args:
         read_config: reads the configuration; called on rank 0 only.
@@ -120,13 +120,10 @@ def join_mpi(read_config: Callable[[], Config], watched: Watched) -> tuple[World
     from mpi4py import MPI
 
     world = World(MPI.COMM_WORLD, JobOptions.startup_timeout, watched.mark)
-    config = _read_on_rank_0(world, read_config)
-    world.timeout = config.startup_timeout
-    watched.allow_startup(config.startup_timeout)
-    return world, config
+    return world, _read_on_rank_0(world, read_config)
 
 
-def _read_on_rank_0(world: World, read_config: Callable[[], Config]) -> Config:
+def _read_on_rank_0(world: World, read_config: Callable[[], T]) -> T:
     """Have rank 0 read the configuration, and give it to all. Ends the job if that fails."""
     outcome: Any = None
     if world.rank == 0:
@@ -141,20 +138,15 @@ def _read_on_rank_0(world: World, read_config: Callable[[], Config]) -> Config:
         world.leave(str(outcome))
     if isinstance(outcome, SystemExit):
         world.leave_quietly(outcome.code)
-    if world.size == 1:
-        world.leave(
-            "this runs under an MPI launcher with 2 ranks per pair: mpirun -n 2 ... python -m "
-            "mpi4py -m distsage train ... (on a cluster: sbatch sbatch/train.sh; on one machine "
-            "without MPI: python -m distsage local)"
-        )
-    config: Config = outcome
+    config: T = outcome
     return config
 
 
 def reach_agreement(world: World, config: Config, watched: Watched) -> Agreement[Config]:
     """Agree on hosts, roles, addresses and parts. Collective over all ranks.
 
-    Blocks for the start-up timeout at most in each step, unless a rank gets on with the step.
+    The configuration's start-up timeout bounds from here on what the ranks do together, each step
+    of this for a start, unless a rank gets on with the step. The watcher has it, too.
 
     Args:
         world: of the job.
@@ -165,6 +157,14 @@ def reach_agreement(world: World, config: Config, watched: Watched) -> Agreement
         SystemExit: the user got something wrong; rank 0 has said what, and the status is 2.
         TimeoutError: a rank did not answer in time; the message names it.
     """
+    world.timeout = config.startup_timeout
+    watched.allow_startup(config.startup_timeout)
+    if world.size == 1:
+        world.leave(
+            "this runs under an MPI launcher with 2 ranks per pair: mpirun -n 2 ... python -m "
+            "mpi4py -m distsage train ... (on a cluster: sbatch sbatch/train.sh; on one machine "
+            "without MPI: python -m distsage local)"
+        )
     watched.mark("preflight")
     own_level = world.agree("kernels", level.chosen)
     facts = world.gather_all(

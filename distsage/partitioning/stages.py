@@ -1,14 +1,17 @@
 """What a run of `partition` that was killed leaves behind, and how the next one goes on.
 
-Runs on the login host. Beside the output lies `.OUTPUT.unfinished`: the results of finished stages,
-a mark for each, and what they were made from. The same command goes on after the last mark; another
-command, or other data, starts anew. A run that ends by itself, well or with an error, removes it.
+Runs on the login host, or on the hosts that partition together. Beside the output lies
+`.OUTPUT.unfinished`: the results of finished stages, a mark for each, and what they were made from.
+The same command goes on after the last mark; another command, or other data, starts anew. A run
+that ends by itself, well or with an error, removes it; but where one of several hosts has failed,
+it stays as after a kill.
 """
 
 import json
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,7 @@ from distsage import __version__
 from distsage.data.encoding import Encoding
 from distsage.data.graph import Graph, Topology
 from distsage.data.npy import map_array
+from distsage.errors import UserError
 from distsage.files import own_directory, read_json, sync_directory, sync_tree, write_json
 from distsage.limits import require_disk
 
@@ -71,6 +75,14 @@ class Stages:
         if not self.is_done("graph"):
             folder = self.fresh("graph")
             self.finish("graph", _save(read(folder), folder))
+        return self.saved_graph()
+
+    def saved_graph(self) -> Graph:
+        """The graph that the stage "graph" has left, as `graph` gives it.
+
+        Raises:
+            UserError: its features lie in a file that this host does not see.
+        """
         return _load(self.folder / "graph", self.result("graph"))
 
     def publish(self, output: Path) -> None:
@@ -99,7 +111,7 @@ def unfinished(output: Path, origin: Mapping[str, Any] | None) -> Iterator[Stage
         try:
             _take_over(folder, origin)
             yield Stages(folder)
-        except Exception:
+        except (Exception, SystemExit):
             shutil.rmtree(folder, ignore_errors=True)
             raise
     shutil.rmtree(folder, ignore_errors=True)
@@ -142,7 +154,7 @@ def origin_of(sources: Iterable[Path], options: Mapping[str, Any]) -> dict[str, 
         for file in files
         if file.is_file()
     }
-    without = ("output", "memory", "force")
+    without = ("output", "memory", "force", "interface")
     return {
         "version": __version__,
         "options": {name: str(value) for name, value in options.items() if name not in without},
@@ -192,6 +204,11 @@ def _load(folder: Path, saved: Mapping[str, Any]) -> Graph:
     shape = tuple(where["shape"])
     features: np.ndarray | scipy.sparse.csr_matrix
     if "file" in where:
+        if not Path(where["file"]).exists():
+            raise UserError(
+                f"{where['file']} is not visible on {socket.gethostname()}; put the dataset on a "
+                "file system that all hosts share"
+            )
         features = np.memmap(where["file"], np.float32, "r", where["offset"], shape)
     elif "features" in saved["arrays"]:
         features = array("features")

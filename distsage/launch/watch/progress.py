@@ -21,6 +21,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import psutil
+
 from distsage.files import explain_write_errors
 from distsage.launch.watch.ring import Ring
 
@@ -28,6 +30,8 @@ from distsage.launch.watch.ring import Ring
 DUMP_SIGNAL = signal.SIGRTMIN + 5
 # A rank that loads has got on when it has read, written or first touched so much more.
 LOADED_BYTES = 2**20
+# A rank that computes has got on when it and what it started have used so much more of processors.
+COMPUTED_SECONDS = 1.0
 # The page that a rank shares with its watcher: a mark, and two bytes that are 0 or 1.
 _MARK = struct.Struct("=dQB64s")  # time of the last mark, how many, a State, what the rank does
 _STOP = _MARK.size  # the watcher: the rank is to stop
@@ -44,6 +48,7 @@ class State(enum.IntEnum):
     IDLE = 2  # has nothing to do until somebody asks
     LOADING = 3  # in long calls that make no marks: what the process reads and touches counts
     STARTING = 4  # loads libraries, connects: the same, and has as long as start-up may take
+    COMPUTING = 5  # as LOADING, or in processes that it started: their processor time counts, too
 
 
 Mark = Callable[[str, State], None]
@@ -206,3 +211,19 @@ def loaded_bytes(process: int) -> int:
         for line in Path(f"/proc/{process}/io").read_text().splitlines()[:2]:
             loaded += int(line.split()[1])  # rchar, wchar: what it asked the system for
     return loaded
+
+
+def computed_seconds(process: int) -> float:
+    """Processor time that a process and those that it has started have used; 0 if none is there.
+
+    Less than before where one of several generations has ended meanwhile.
+    """
+    seconds = 0.0
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(process)
+        for one in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):  # it has ended
+                times = one.cpu_times()
+                seconds += times.user + times.system
+                seconds += times.children_user + times.children_system
+    return seconds

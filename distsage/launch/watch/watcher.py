@@ -53,11 +53,13 @@ from distsage.events import append_last_event
 from distsage.launch.watch import failure_note
 from distsage.launch.watch.link import MOST_LINE_BYTES, Lines, Link, News, nonce
 from distsage.launch.watch.progress import (
+    COMPUTED_SECONDS,
     DUMP_SIGNAL,
     LOADED_BYTES,
     State,
     Watched,
     asks_whether_to_stop,
+    computed_seconds,
     last_mark,
     loaded_bytes,
     request_stop,
@@ -79,6 +81,7 @@ from distsage.launch.watch.ring import (
 from distsage.launch.watch.sweeper import Sweeper
 
 _END = (signal.SIGTERM, signal.SIGINT)
+_LOADS = (State.LOADING, State.STARTING, State.COMPUTING)
 _STOP = (signal.SIGUSR1, signal.SIGUSR2)
 # A rank that was killed is gone after so many seconds, unless its disk or network hangs.
 _KILL_SECONDS = 3.0
@@ -217,6 +220,7 @@ class _Watcher:
         self.marks: list[int] = []  # how many each rank is known to have made
         self.others_moved = self.heard  # when one of the others is last known to have got on
         self.loaded = 0  # bytes, when the rank last got on with loading
+        self.computed = 0.0  # seconds, when the rank last got on with computing
         self.loading_marks = 0
         self.loading_moved = self.heard
         self.done = 0  # a bit for every rank that is known to have ended well
@@ -573,10 +577,13 @@ class _Watcher:
         marked, marks, state, what = last_mark(self.page)
         if self.child:
             self._check_stopped(now, what)
-            if state in (State.LOADING, State.STARTING) and self._loads():
+            gets_on = (state in _LOADS and self._loads()) or (
+                state == State.COMPUTING and self._computes()
+            )
+            if gets_on:
                 self.loading_marks += 1
                 self.loading_moved = now
-        if state in (State.LOADING, State.STARTING):
+        if state in _LOADS:
             marked = max(marked, self.loading_moved)
         if self.ring is None:
             if now - marked > self.startup_timeout + WAIT_SECONDS:
@@ -624,6 +631,14 @@ class _Watcher:
         moved = loaded - self.loaded >= LOADED_BYTES
         if moved:
             self.loaded = loaded
+        return moved
+
+    def _computes(self) -> bool:
+        """Whether the rank, or what it started, has used more of processors since they last had."""
+        computed = computed_seconds(self.child)
+        moved = abs(computed - self.computed) >= COMPUTED_SECONDS
+        if moved:
+            self.computed = computed
         return moved
 
     def _check_stopped(self, now: float, what: str) -> None:

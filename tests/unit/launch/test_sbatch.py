@@ -304,11 +304,29 @@ def test_trainers_share_the_cpus_that_slurm_gave(site: Site) -> None:
 @pytest.mark.parametrize("command", ["partition", "local"])
 def test_one_host_scripts_pass_their_arguments_on(site: Site, command: str) -> None:
     status, errors = site.run(
-        f"{command}.sh", "--dataset", "a b", SLURM_CPUS_ON_NODE="1", SLURM_NTASKS_PER_NODE="1"
+        f"{command}.sh",
+        "--dataset",
+        "a b",
+        SLURM_CPUS_ON_NODE="1",
+        SLURM_NTASKS_PER_NODE="1",
+        SLURM_JOB_NUM_NODES="1",
     )
     assert status == 0, errors
     resume = ["--resume", "auto"] if command == "local" else []
     assert site.called == ["python", "-m", "distsage", command, *resume, "--dataset", "a b"]
+    assert site.environment["OMP_NUM_THREADS"] == "1"
+
+
+def test_partitioning_on_several_hosts_is_one_rank_on_each_with_all_cores(site: Site) -> None:
+    site.install(site.bin / "mpirun", OPEN_MPI)
+    settings = {"SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS_PER_NODE": "1", "SLURM_CPUS_ON_NODE": "1"}
+    status, errors = site.run(
+        "partition.sh", "--dataset", "a b", DISTSAGE_INTERFACE="ib0", **settings
+    )
+    assert status == 0, errors
+    mpi = "-n 3 --map-by ppr:1:node:OVERSUBSCRIBE --bind-to none python -m mpi4py -m distsage"
+    expected = [*mpi.split(), "partition", "--interface", "ib0", "--dataset", "a b"]
+    assert site.called == ["mpirun", *expected]
     assert site.environment["OMP_NUM_THREADS"] == "1"
 
 

@@ -77,10 +77,11 @@ CASES = {
     # The others have waited for many times `stall_timeout` by then.
     ("work-then-stick", "wait"): ("no progress for 3 s (training)", 1),
     ("load-then-stick", "wait"): ("no progress for 3 s (loading)", 1),
+    ("compute-then-stick", "wait"): ("no progress for 3 s (computing)", 1),
     ("wait", "idle"): ("no progress on any rank for 3 s (waiting for the others)", 1),
 }
-# Many times `stall_timeout`, with marks or in one long call that reads.
-HEALTHY = [("work", "wait-for-work"), ("load", "wait-for-work")]
+# Many times `stall_timeout`, with marks, in one long call that reads, or in another process.
+HEALTHY = [("work", "wait-for-work"), ("load", "wait-for-work"), ("compute", "wait-for-work")]
 DEADLOCK = ("wait", "wait")
 
 

@@ -13,7 +13,7 @@ import scipy.sparse
 from distsage import limits
 from distsage.cli import main
 from distsage.data import datasets
-from distsage.partitioning import dgl_format, run, stages
+from distsage.partitioning import dgl_format, run, shares, stages
 from tests.unit.data_files import tables, write
 
 # The function whose n-th call is the process's last, and how many stages are done by then.
@@ -25,8 +25,8 @@ MOMENTS: dict[str, tuple[Any, str, int, int]] = {
     "ordering": (run, "order_parts", 1, 1),
     "the second part": (dgl_format, "write_graph", 2, 2),
     "rows": (dgl_format.NodeData, "write", 3, 2),
-    "ranking": (run, "rank_remote", 2, 3),
-    "checksums": (run, "sha256", 4, 4),
+    "ranking": (shares, "rank_remote", 2, 3),
+    "checksums": (shares, "sha256", 4, 4),
     "the manifest": (run, "write_json", 2, 4),
     "the last rename": (stages.os, "rename", 1, 4),
 }
@@ -91,8 +91,8 @@ def test_a_killed_run_goes_on(
     killed_at(moment, lambda: partition(dataset, output))
     assert not output.exists()
     stages_done = MOMENTS[moment][3]
-    done = [datasets, run, run, run][:stages_done]
-    names = ["load_graph", "assigner", "_write_parts", "_write_rankings"]
+    done = [datasets, run, run, shares][:stages_done]
+    names = ["load_graph", "assigner", "_write_whole", "rank_remote"]
     for holder, name in zip(done, names, strict=False):
         monkeypatch.setattr(holder, name, lambda *_, **__: pytest.fail("done again"))
     partition(dataset, output)

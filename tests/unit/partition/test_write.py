@@ -13,7 +13,7 @@ import torch
 
 from distsage.data.graph import Graph
 from distsage.errors import UserError
-from distsage.partitioning import run
+from distsage.partitioning import run, shares
 from distsage.partitioning.parts import Parts
 from distsage.partitioning.run import partition
 from tests.unit.partition_graphs import check_parts, communities, make_graph, random_directed, ring
@@ -217,14 +217,17 @@ def test_a_name_that_the_directory_uses_itself(name: str, tmp_path: Path) -> Non
         partition(ring(24, name=name), 2, tmp_path / "parts", method="random")
 
 
-@pytest.mark.parametrize("step", ["assigner", "_write_parts", "rank_remote", "sha256"])
+@pytest.mark.parametrize(
+    ("holder", "step"),
+    [(run, "assigner"), (run, "_write_whole"), (shares, "rank_remote"), (shares, "sha256")],
+)
 def test_an_exception_half_way_leaves_nothing(
-    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    holder: object, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run, step, fail)
+    monkeypatch.setattr(holder, step, fail)
     with pytest.raises(UserError, match="No space left on device; make room there"):
         partition(ring(24), 2, tmp_path / "parts", method="random")
     assert list(tmp_path.iterdir()) == []

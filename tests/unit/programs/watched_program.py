@@ -35,6 +35,20 @@ def load(seconds: float) -> None:
         stream.readall()
 
 
+def compute(seconds: float) -> None:
+    """Wait for another process, which computes every now and then, for so long."""
+    child = os.fork()
+    if child == 0:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            until = time.process_time() + 0.1
+            while time.process_time() < until:
+                pass
+            time.sleep(STALL_TIMEOUT / 6)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
 def main(watched: Watched) -> None:
     rank, size, directory, behaviour = (
         int(sys.argv[1]),
@@ -136,6 +150,13 @@ def main(watched: Watched) -> None:
             (directory / "worked").touch()
             return
         time.sleep(60)
+    if behaviour in ("compute", "compute-then-stick"):
+        watched.mark("computing", State.COMPUTING)
+        compute(LONG)
+        if behaviour == "compute":
+            (directory / "worked").touch()
+            return
+        time.sleep(60)
     if behaviour == "leave":
         # As in MPI_Finalize: Python has ended, and the process waits for the others.
         watched.mark("leaving", State.WAITING)
@@ -151,4 +172,5 @@ def main(watched: Watched) -> None:
 
 if __name__ == "__main__":
     watcher.LEAVE_SECONDS = 5.0
+    watcher.COMPUTED_SECONDS = 0.1
     watcher.run_watched(main, 10.0)
