@@ -16,6 +16,7 @@ from distsage.config import (
     EvaluateConfig,
     LocalConfig,
     PartitionConfig,
+    PlanConfig,
     PredictConfig,
     PreflightConfig,
     ReportConfig,
@@ -232,6 +233,17 @@ def _lead_partition(config: PartitionConfig, hosts_of: "Callable[[Path], Hosts |
     print(f"written to {output}")
 
 
+def _plan(arguments: Sequence[str]) -> None:
+    config = parse(PlanConfig, "plan", arguments)
+    level.hold_to(level.chosen())
+    from distsage.plan.run import plan
+    from distsage.report.plan import plan_text, write_plan
+
+    found = plan(config)
+    write_plan(found, json_file=config.json, page=config.output)
+    show(plan_text(found))
+
+
 def _train(arguments: Sequence[str]) -> None:
     if "--help" in arguments or "-h" in arguments:
         parse(TrainConfig, "train", ["--help"])
@@ -326,6 +338,7 @@ def _completion(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "partition": (_partition, "split a graph into parts, one per host"),
+    "plan": (_plan, "say what a job would take, before it is queued"),
     "train": (_train, "train on the parts: one MPI job over all hosts"),
     "preflight": (_preflight, "check hosts, network and parts as a training job would"),
     "local": (_local, "train on this machine alone"),

@@ -602,3 +602,102 @@ class WatchConfig:
 
     run: Path = field(metadata=POSITIONAL)
     """Run directory of `distsage train` or `distsage local`."""
+
+
+@dataclass(frozen=True)
+class PlanConfig(TrainConfig):
+    """Say what a job would take, before it is queued: memory, bytes, seconds, and a request.
+
+    Runs on a login host, without MPI: it samples some of the batches that the job would train on,
+    counts, and measures this machine for some 20 s. It takes the options of training, and they mean
+    what they mean there.
+    """
+
+    hosts: str = ""
+    """Numbers of hosts to plan for, such as 2,4,8 (required)."""
+    pairs_per_host: int = 1
+    """Pairs of a server and a trainer on each host."""
+    cores: float | None = None
+    """Cores of a host for the job (default: those of this machine)."""
+    mem: str | None = None
+    """Memory of a host for the job, such as 64G."""
+    network: str | None = None
+    """What a host's network carries each way, such as 25gbit or 100mbit (default: unlimited)."""
+    batches: int = 10
+    """Batches of each trainer that are sampled."""
+    calibrate: Path | None = None
+    """A run directory of `distsage train` with this model: its records say how fast the hosts
+    are."""
+    json: Path | None = None
+    """File to write the plan to as well: .json."""
+    output: Path | None = None
+    """File to write as well: .html, a page."""
+    dataset: str | None = None
+    """Not planned for: what a job takes follows from its parts. Says how to make them."""
+
+    def __post_init__(self) -> None:
+        if self.dataset is not None:
+            raise UserError(
+                f"a plan needs parts: partition first, with `distsage partition --dataset "
+                f"{self.dataset} --num-parts 16`, then plan for any number of hosts up to 16 with "
+                "--parts"
+            )
+        super().__post_init__()
+        _ = self.host_counts, self.network_bytes
+        try:
+            _ = self.mem_bytes
+        except ValueError as error:
+            raise UserError(
+                f"--mem {error}; give a number with K, M, G or T behind it, such as 64G"
+            ) from error
+        _require(
+            self.pairs_per_host >= 1,
+            f"--pairs-per-host is {self.pairs_per_host}; it must be at least 1",
+        )
+        _require(
+            self.cores is None or self.cores > 0, f"--cores is {self.cores}; it must be above 0"
+        )
+        _require(self.batches >= 1, f"--batches is {self.batches}; it must be at least 1")
+        for name, suffix in (("json", ".json"), ("output", ".html")):
+            path = getattr(self, name)
+            _require(
+                path is None or path.suffix == suffix, f"--{name} {path} does not end in {suffix}"
+            )
+
+    @property
+    def host_counts(self) -> tuple[int, ...]:
+        """--hosts as numbers, ascending.
+
+        Raises:
+            UserError: it is no list of them.
+        """
+        try:
+            counts = sorted({int(word) for word in self.hosts.split(",")})
+        except ValueError:
+            counts = []
+        if not counts or not 1 <= counts[0] <= counts[-1] < 1 << 16:
+            raise UserError(
+                f"--hosts {self.hosts!r} is no list of numbers of hosts; give one such as 2,4,8"
+            )
+        return tuple(counts)
+
+    @property
+    def mem_bytes(self) -> int | None:
+        """--mem in bytes."""
+        return None if self.mem is None else parse_bytes(self.mem)
+
+    @property
+    def network_bytes(self) -> float | None:
+        """--network in bytes a second.
+
+        Raises:
+            UserError: it is no such figure.
+        """
+        if self.network is None:
+            return None
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([mg])bit", self.network.strip().lower())
+        if match is None or float(match.group(1)) == 0:
+            raise UserError(
+                f"--network {self.network!r} is no speed of a network; give one such as 25gbit"
+            )
+        return float(match.group(1)) * {"m": 1e6, "g": 1e9}[match.group(2)] / 8

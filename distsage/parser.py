@@ -29,6 +29,7 @@ from distsage.config import (
     EvaluateConfig,
     LocalConfig,
     PartitionConfig,
+    PlanConfig,
     PredictConfig,
     PreflightConfig,
     ReportConfig,
@@ -40,6 +41,7 @@ from distsage.errors import UserError
 
 CONFIGS: dict[str, type] = {
     "partition": PartitionConfig,
+    "plan": PlanConfig,
     "train": TrainConfig,
     "preflight": PreflightConfig,
     "local": LocalConfig,
@@ -53,6 +55,7 @@ CONFIGS: dict[str, type] = {
 
 EXAMPLES = {
     "partition": "partition --dataset ogbn-products --num-parts 4 --output parts/products-4",
+    "plan": "plan --parts parts/products-16 --hosts 2,4,8,16 --mem 64G --network 25gbit",
     "train": "mpirun -n 8 --hostfile hosts --map-by ppr:2:node:OVERSUBSCRIBE --bind-to none \\\n"
     "    python -m mpi4py -m distsage train --parts parts/products-4 --run-dir runs/products\n"
     "sbatch --nodes=4 sbatch/train.sh --parts parts/products-4 --run-dir runs/products",
@@ -70,6 +73,7 @@ EXAMPLES = {
 
 FIRST = {
     "partition": "dataset num_parts output undirected split",
+    "plan": "parts hosts mem network cores pairs_per_host json output",
     "train": "parts run_dir num_epochs fan_out batch_size num_hidden lr cache_ratio feat_dtype "
     "resume",
     "preflight": "parts cache_ratio feat_dtype interface",
@@ -83,6 +87,7 @@ FIRST = {
 """What people need first, in this order; the others follow by subject."""
 
 SUBJECTS = {
+    "planning": "hosts pairs_per_host cores mem network batches calibrate json output",
     "data": "dataset undirected split split_index feature_norm categorical fill dataset_root "
     "ignore_edges",
     "parts": "parts conf_file num_parts part_method attempts balance_train balance_edges "
@@ -107,6 +112,9 @@ _PLACEHOLDERS = {
     "interface": "NAME|SUBNET",
     "cache_bytes": "BYTES",
     "memory": "SIZE",
+    "mem": "SIZE",
+    "hosts": "N,N,...",
+    "network": "SPEED",
     "startup_timeout": "SECONDS",
     "stall_timeout": "SECONDS",
     "checkpoint_minutes": "MINUTES",

@@ -32,7 +32,7 @@ _MOST_ROWS = 2**31 - 1
 _ROUNDING_BYTES = 8 * mmap.PAGESIZE
 # What a rank takes beyond its data, from the preflight on: DGL, torch and compiled code. Measured:
 # 756 MiB for two servers and two trainers (Linux, x86-64).
-_RANK_BYTES = 190 << 20
+RANK_BYTES = 190 << 20
 
 
 def versions() -> dict[str, str]:
@@ -128,7 +128,7 @@ def memory_need(parts: HostParts, host: int, config: JobOptions, ranks: int) -> 
     numbers = max(parts.manifest.parts[part].feature_numbers for part in parts.held(host))
     together = own_bytes(parts, host, config.feat_dtype)
     shared = shared_memory_need(parts, host, config)
-    return together + max(0 if is_sparse else 4 * numbers, shared) + ranks * _RANK_BYTES
+    return together + max(0 if is_sparse else 4 * numbers, shared) + ranks * RANK_BYTES
 
 
 def check_num_nodes(parts: HostParts, host: int, config: JobOptions) -> None:

@@ -71,6 +71,16 @@ class HostParts:
         """(low, high) for every host: it holds the gids in [low, high)."""
         return [self.nodes(host) for host in range(self.num_hosts)]
 
+    def trainer_bounds(self, trainers_per_host: int) -> np.ndarray:
+        """int64 `[trainers + 1]`: every host's gids, shared evenly among its trainers."""
+        bounds = [int(self.offsets[0])]
+        for low, high in self.ranges:
+            size = high - low
+            bounds += [
+                low + size * share // trainers_per_host for share in range(1, trainers_per_host + 1)
+            ]
+        return np.array(bounds, np.int64)
+
     def held(self, host: int) -> range:
         """The numbers of a host's parts."""
         return range(*self.bounds[host : host + 2])

@@ -7,7 +7,7 @@ from distsage.partitioning.host_parts import HostParts
 from distsage.partitioning.manifest import Manifest
 
 _TYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-_COLUMN_BYTES, _BOUND_BYTES = 4, 8
+_COLUMN_BYTES, _BOUND_BYTES, _COUNT_BYTES = 4, 8, 4
 
 
 def own_bytes(parts: HostParts, host: int, feat_dtype: str) -> int:
@@ -49,6 +49,20 @@ def cached_bytes(parts: HostParts, gids: np.ndarray, feat_dtype: str) -> int:
         return 0
     numbers = int(parts.parts.feature_counts()[gids].sum(dtype=np.int64))
     return _BOUND_BYTES * (len(gids) + 1) + numbers * number_bytes
+
+
+def sent_bytes(parts: HostParts, feat_dtype: str) -> np.ndarray | int:
+    """Bytes of a row on the network: of any row, or int64 `[N]` of each where they are sparse.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    manifest = parts.manifest
+    number_bytes = _number_bytes(manifest, feat_dtype)
+    if not manifest.features.is_sparse:
+        return manifest.num_features * number_bytes
+    counts = parts.parts.feature_counts().astype(np.int64)
+    return _COUNT_BYTES + counts * number_bytes
 
 
 def _number_bytes(manifest: Manifest, feat_dtype: str) -> int:

@@ -469,22 +469,44 @@ def _matrix(
     sums = [
         [sum(record[row][key][column] for record in records) for column in many] for row in many
     ]
+    return heat_map(words, hosts, sums, unit, text, note)
+
+
+def heat_map(
+    words: tuple[str, str, str],
+    hosts: list[str],
+    values: Sequence[Sequence[float]],
+    unit: str,
+    text: Callable[[float], str],
+    note: str,
+) -> Figure:
+    """Values from host to host.
+
+    Args:
+        words: the title, what hosts do in rows, and what in columns.
+        hosts: their names.
+        values: `[row][column]`.
+        unit: as a figure's.
+        text: a value for people.
+        note: as a figure's.
+    """
+    many = range(len(hosts))
     title, row_word, column_word = words
     return Figure(
         title,
         Table(
             [f"{row_word} \\ {column_word}", *hosts],
-            [[hosts[row], *(text(sums[row][column]) for column in many)] for row in many],
+            [[hosts[row], *(text(values[row][column]) for column in many)] for row in many],
         ),
         {
             "xAxis": {"type": "category", "name": column_word, "data": hosts},
             "yAxis": {"type": "category", "name": row_word, "data": hosts, "inverse": True},
-            "visualMap": {"max": max(max(max(row) for row in sums), 1e-9)},
+            "visualMap": {"max": max(max(max(row) for row in values), 1e-9)},
             "series": [
                 {
                     "type": "heatmap",
                     "name": title,
-                    "data": [[column, row, sums[row][column]] for row in many for column in many],
+                    "data": [[column, row, values[row][column]] for row in many for column in many],
                 }
             ],
         },

@@ -13,6 +13,7 @@ from distsage.errors import UserError
 from distsage.files import atomic_file, explain_write_errors
 from distsage.partitioning.manifest import MANIFEST
 from distsage.report import figures, parts
+from distsage.report.against_plan import plan_figures
 from distsage.report.figures import Section
 from distsage.train.records import read_run
 
@@ -32,7 +33,10 @@ def write_report(paths: Sequence[Path], output: Path) -> None:
     of_parts = [path for path in paths if (path / MANIFEST).is_file()]
     if not of_parts:
         runs = [read_run(path) for path in paths]
-        write_page([run.name for run in runs], figures.sections(runs), output)
+        shown = figures.sections(runs)
+        if against_plans := plan_figures(runs):
+            shown.insert(1, Section("Plan and run", against_plans))
+        write_page([run.name for run in runs], shown, output)
         return
     for path in paths:
         if path not in of_parts:

@@ -73,7 +73,7 @@ def _train(
     watched.mark("opening the topology", State.LOADING)
     topology = job.parts.parts.topology()
     part = job.parts.nodes(assignment.host)
-    bounds = trainer_bounds(job.parts.ranges, assignment.pairs_per_host)
+    bounds = job.parts.trainer_bounds(assignment.pairs_per_host)
     own = slice(*(int(b) - part[0] for b in bounds[trainers.rank : trainers.rank + 2]))
 
     labels = store.own_rows("labels")
@@ -273,14 +273,3 @@ def feature_rows(
     )
     resident = keep_on_gpu(own, cached, torch.device(job.device))
     return PartRows(job.parts.offsets, assignment.host, own, cached_gid, cached, pull, resident)
-
-
-def trainer_bounds(hosts: list[tuple[int, int]], trainers_per_host: int) -> np.ndarray:
-    """int64 `[trainers + 1]`: every host's gids, (low, high), shared evenly among its trainers."""
-    bounds = [hosts[0][0]]
-    for low, high in hosts:
-        size = high - low
-        bounds += [
-            low + size * share // trainers_per_host for share in range(1, trainers_per_host + 1)
-        ]
-    return np.array(bounds, np.int64)
