@@ -20,7 +20,6 @@ from distsage.train.collectives import Collectives
 from distsage.train.evaluation import score_masks
 from distsage.train.halo_inference import HaloInference
 from distsage.train.local import without_edges
-from distsage.train.trainer_rank import trainer_bounds
 
 
 def run(job: Job[ModelJobConfig], watched: Watched) -> None:
@@ -52,7 +51,7 @@ class _Work:
         self._model: TrainedModel = load_model(job.config.asked.run_dir)
         if job.dgl.feature_scale is not None:
             self._model.network.scale_inputs(torch.from_numpy(job.dgl.feature_scale))
-        self._bounds = trainer_bounds(job.parts.ranges, job.assignment.pairs_per_host)
+        self._bounds = job.parts.trainer_bounds(job.assignment.pairs_per_host)
         first, last = self._bounds[trainers.rank : trainers.rank + 2]
         self._first, self._last = int(first), int(last)
         self._low, self._high = job.parts.nodes(job.assignment.host)
