@@ -172,7 +172,7 @@ class _Table:
                     f"{self._paths[0].name} has {_shown(', '.join(self.names))}; the files of a "
                     "table need the same ones"
                 )
-            for name in set(names).intersection(_IDS if self.is_parquet else ()):
+            for name in (name for name in names if self.is_parquet and name in _IDS):
                 if _is_number(types[name]) != _is_number(self.types[name]):
                     raise UserError(
                         f"{file}: the column {name!r} is of type {types[name]}, but in "

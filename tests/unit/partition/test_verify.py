@@ -142,7 +142,9 @@ def test_no_command_uses_a_changed_file(parts, tmp_path, name):
     content[-3] ^= 0x40
     path.write_bytes(content)
     refused = [
-        lambda: write_predictions(PredictConfig(tmp_path / "run", tmp_path / "out.npz")),
+        lambda: write_predictions(
+            PredictConfig(run_dir=tmp_path / "run", output=tmp_path / "out.npz")
+        ),
         lambda: train(LocalConfig(parts=parts.path, run_dir=tmp_path / "run2", **options)),
         lambda: load_parts(parts.path),
     ]
