@@ -16,10 +16,10 @@ def see_an_older_list() -> None:
 
     join = Watched.join
 
-    def join_and_forget(self: Watched, ring: Ring) -> None:
+    def join_and_forget(self: Watched, ring: Ring, option: str) -> None:
         # When rank 0 has written it, and before DGL is there.
         Path(ring.log_directory).with_name("ip_config.txt").write_text("10.9.9.9 1\n")
-        join(self, ring)
+        join(self, ring, option)
 
     Watched.join = join_and_forget  # type: ignore[method-assign]
 
