@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from distsage.errors import shown
 from distsage.limits import human_bytes
 
 # Deflate cannot do better: 258 bytes for two bits.
@@ -121,7 +122,7 @@ def _explained() -> Iterator[None]:
     except ArchiveError:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
-        raise ArchiveError(str(error) or "it ends early") from error
+        raise ArchiveError(shown(error) or "it ends early") from error
     except NotImplementedError as error:
         raise ArchiveError(f"it asks for what no reader here has: {error}") from error
     except UnicodeDecodeError as error:

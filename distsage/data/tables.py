@@ -37,7 +37,7 @@ from distsage.data.csc import index_dtype
 from distsage.data.encoding import Encoding
 from distsage.data.raw import CategoryColumn, DenseRows, RawGraph
 from distsage.data.validate import MASKS
-from distsage.errors import UserError
+from distsage.errors import UserError, shown
 from distsage.limits import free_memory, human_bytes, more_memory
 from distsage.progress import progress
 
@@ -98,9 +98,7 @@ def read_tables(
         for name in (*dense, *categories):
             nodes.require(name)
     if not dense and not categories:
-        raise UserError(
-            f"{node_path} has no feature column beside {_shown(', '.join(nodes.names))}"
-        )
+        raise UserError(f"{node_path} has no feature column beside {shown(', '.join(nodes.names))}")
     label_matrix = _matrix(nodes.read(dict.fromkeys(labels, pa.float64())), labels, np.float64)
     return RawGraph(
         origin=str(directory),
@@ -138,7 +136,7 @@ class _TableError(Exception):
     """A file that cannot be read as asked; what is wrong is the cause."""
 
     def __init__(self, path: Path, reason: Exception) -> None:
-        super().__init__(f"{path} cannot be read as a table: {_shown(reason)}")
+        super().__init__(f"{path} cannot be read as a table: {shown(reason)}")
 
 
 class _Table:
@@ -162,14 +160,14 @@ class _Table:
             found = dict(zip(names, headers, strict=True))
             types = dict(zip(names, kinds, strict=True))
             if len(found) < len(names):
-                raise UserError(f"{file} has two columns of one name: {_shown(', '.join(headers))}")
+                raise UserError(f"{file} has two columns of one name: {shown(', '.join(headers))}")
             if file == self._paths[0]:
                 self.names, self.types, self._found = names, types, {file: found}
                 continue
             if set(names) != set(self.names):
                 raise UserError(
-                    f"{file} has the columns {_shown(', '.join(names))}, but "
-                    f"{self._paths[0].name} has {_shown(', '.join(self.names))}; the files of a "
+                    f"{file} has the columns {shown(', '.join(names))}, but "
+                    f"{self._paths[0].name} has {shown(', '.join(self.names))}; the files of a "
                     "table need the same ones"
                 )
             for name in (name for name in names if self.is_parquet and name in _IDS):
@@ -185,7 +183,7 @@ class _Table:
         if name not in self.names:
             raise UserError(
                 f"{self.path} has no column {name!r}; its columns are "
-                f"{_shown(', '.join(self.names))}"
+                f"{shown(', '.join(self.names))}"
             )
 
     @property
@@ -296,12 +294,6 @@ def _files_of(directory: Path) -> list[Path]:
     return files
 
 
-def _shown(what: object) -> str:
-    """Text from a file as a message quotes it: one line, not too long."""
-    text = " ".join(str(what).split())
-    return text if len(text) <= 500 else f"{text[:480]}..."
-
-
 def _as_named(column: str) -> str:
     """What a column is called here, whatever the letter case of its header."""
     name = column.strip().lower()
@@ -324,7 +316,7 @@ def _node_ids(nodes: _Table) -> pa.ChunkedArray:
     if pc.count_distinct(ids).as_py() < len(ids):
         counts = pc.value_counts(ids)
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
-        raise UserError(f"{nodes.path} names node {_shown(twice)} more than once")
+        raise UserError(f"{nodes.path} names node {shown(twice)} more than once")
     try:
         numbers = ids.cast(pa.int64())
     except pa.ArrowInvalid:
@@ -449,7 +441,7 @@ def _no_such_node(edges: _Table, nodes: _Table, edge: int, end: str) -> UserErro
     if name is None or not name.strip():
         return UserError(f"{file}: edge {row} has no {end}")
     return UserError(
-        f"{file}: the {end} of edge {row} is node {_shown(name.strip())}, which {nodes.path.name} "
+        f"{file}: the {end} of edge {row} is node {shown(name.strip())}, which {nodes.path.name} "
         "does not have"
     )
 
@@ -475,7 +467,7 @@ def _category(nodes: _Table, name: str) -> CategoryColumn:
         except _TableError as error:
             raise UserError(
                 f"{nodes.path}: the category column {name!r} holds numbers that are no integers "
-                f"({_shown(error.__cause__)}); categories are integers or texts"
+                f"({shown(error.__cause__)}); categories are integers or texts"
             ) from error
         texts = numbers.cast(pa.string())
     else:
@@ -526,7 +518,7 @@ def _masks(nodes: _Table) -> dict[str, np.ndarray]:
     for word in pc.unique(words).to_pylist():
         if word not in _SPLITS:
             raise UserError(
-                f"{nodes.path}: the split of a node is {_shown(repr(word))}; it has to be train, "
+                f"{nodes.path}: the split of a node is {shown(repr(word))}; it has to be train, "
                 "val, test or empty"
             )
     part = pc.index_in(words, value_set=pa.array(list(_SPLITS))).to_numpy()
