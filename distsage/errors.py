@@ -10,6 +10,6 @@ class UserError(Exception):
 
 
 def shown(what: object) -> str:
-    """Text from a file, or of a library about it, as a message quotes it: one line, not too long."""
+    """Text of a file, or of a library about it, as a message quotes it: one line, not too long."""
     text = " ".join(str(what).split())
     return text if len(text) <= 500 else f"{text[:480]}..."
