@@ -257,18 +257,13 @@ def _read_records(path: Path) -> list[tuple[int, bytes]]:
 
 
 @contextlib.contextmanager
-def note_failure(run: RunDirectory | None) -> Iterator[None]:
-    """Around training: what ends it early, other than a signal, becomes an event of the run.
-
-    Args:
-        run: None on trainers that write nothing.
-    """
+def note_failure(run: RunDirectory) -> Iterator[None]:
+    """Around the local training: what ends it early, other than a signal, becomes an event."""
     try:
         yield
     except Exception as error:
-        if run is not None:
-            with contextlib.suppress(UserError):  # the disk may be what is wrong
-                run.event("failed", why=str(error) or type(error).__name__)
+        with contextlib.suppress(UserError):  # the disk may be what is wrong
+            run.event("failed", why=str(error) or type(error).__name__)
         raise
 
 

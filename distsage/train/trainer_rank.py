@@ -38,7 +38,7 @@ from distsage.train.loop import Trainer, new_model
 from distsage.train.metrics import Scores
 from distsage.train.remote_batches import BatchSource
 from distsage.train.resumption import Resumption, StopWanted, begin_run, stopped_sentence
-from distsage.train.run_directory import note_failure, plain
+from distsage.train.run_directory import plain
 from distsage.train.saver import Saver
 from distsage.train.status import Status
 from distsage.train.tensorboard import Curves
@@ -136,7 +136,7 @@ def _train(
             store,
         ),
     )
-    with note_failure(run), status or nullcontext():
+    with status or nullcontext():  # a failure becomes an event by the rank's watcher
         if resumption is not None:
             trainer.go_on(resumption.load(), next_step=resumption.next_step)
         scores = trainer.fit(source.epoch, compute_scores)
