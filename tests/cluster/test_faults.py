@@ -330,6 +330,8 @@ def batch_host_lost(case: Case) -> None:
 def requeued(case: Case) -> None:
     job = case.endless_job("--num-epochs=60")
     with watched(case, job) as watch:
+        assert watch.stdout is not None
+        first = watch.stdout.readline()  # it has looked
         job.strike()
         case.cluster.exec("controller", "scontrol", "requeue", str(job.id))
         is_pending(case, job)
@@ -338,9 +340,10 @@ def requeued(case: Case) -> None:
         runs_again(case, job)
         said, errors = watch.communicate(timeout=60)
     assert (watch.returncode, errors) == (0, "")
+    assert ": running, " in first
     # It looks every few seconds: what Slurm says meanwhile, COMPLETING, PENDING or RUNNING, varies.
     asked = rf"job {job.id} is [A-Z]+ in Slurm; waiting"
-    steps = [": running, ", asked, rf"job {job.id} went on at step ", ": finished, all 60 epochs"]
+    steps = [asked, rf"job {job.id} went on at step ", ": finished, all 60 epochs"]
     assert re.search(".*".join(steps), said, re.DOTALL), said
 
 

@@ -64,7 +64,7 @@ def whole_run(job: TrainingJob, hosts: int, pairs: int) -> None:
 
 # What a job says that nothing goes wrong with, line by line.
 OURS = (
-    r"distsage: job \d+ on \S+: \d+ ranks, \d+ on each of \d+ hosts, \d+ threads per trainer, .*",
+    r"distsage: job \d+ on \S+: \d+ ranks, \d+ on each of \d+ hosts, \d+ threads each, .*",
     r"run directory run",
     r"kernels \S+ \(.*\), \d+ threads?",
     r"topology (replicated|partitioned) \(.*\)",

@@ -88,7 +88,8 @@ def _process(run: Run, host: str, name: str, of_job: bool) -> Process:
     def find() -> Process | None:
         for process in processes(run.site.cluster, [host]):
             ours = process.settings.get("SLURM_JOB_ID") == str(run.job)
-            if process.name == name and ours == of_job:
+            # The batch script asks for mpirun's version first.
+            if process.name == name and ours == of_job and "--version" not in process.words:
                 return process
         return None
 
