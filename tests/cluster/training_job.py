@@ -32,6 +32,8 @@ MPICH, INTEL = (module(prefix) for prefix in MPIS)
 # No job of these tests takes so long unless it hangs.
 HANGS = 120.0
 SMALL = ["--num-hidden=8", "--fan-out=3,3", "--num-workers=1"]
+# SIGNALING is said for a moment when Slurm sends a warning.
+_UNDER_WAY = ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING")
 
 
 @dataclass
@@ -97,7 +99,7 @@ class TrainingJob:
         """
         started = time.monotonic() if self.struck_at is None else self.struck_at
         deadline = time.monotonic() + seconds
-        while (facts := self.cluster.job(self.id))["JobState"] in ("PENDING", "RUNNING"):
+        while (facts := self.cluster.job(self.id))["JobState"] in _UNDER_WAY:
             if time.monotonic() > deadline:
                 self.cluster.exec("controller", "scancel", str(self.id))
                 pytest.fail(f"job {self.id} has not ended after {seconds} s\n{self.output()}")

@@ -24,7 +24,11 @@ _OPTIONS = (
     *(f"--num-epochs={NUM_EPOCHS}", "--eval-every=10"),
 )
 _MINUTES = 30  # no job takes so long
-_RUNNING = {"RUNNING", "CONFIGURING", "COMPLETING", "PENDING"}
+# All others pass, SIGNALING among them, which Slurm says for a moment when it sends a warning.
+_OVER = {
+    *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"),
+    *("BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY"),
+}
 # Slurm lists a job; a rank writes a file.
 POLL_SECONDS = 0.1
 
@@ -48,7 +52,7 @@ class JobState:
     @property
     def over(self) -> bool:
         """Whether it will never run again."""
-        return self.name not in _RUNNING
+        return self.name in _OVER
 
 
 @dataclass
