@@ -211,24 +211,26 @@ def _damage(how: str) -> Callable[[Run, random.Random], Strike]:
 
 _END = frozenset({ENDED})
 _LATER = (Moment.TRAINING, Moment.CHECKPOINT)
+# When mpirun's daemon on a host ends, Slurm kills all that it has started there, at once.
+_BEING_STAGED = r"/distsage-stage\."
 
 FAULTS: Mapping[str, Fault] = {
     "trainer-killed": Fault(_kill_rank(1, "rank", Signals.SIGKILL), _END),
     "server-killed": Fault(_kill_rank(0, "rank", Signals.SIGKILL), _END),
     "watcher-killed": Fault(_kill_rank(1, "watcher", Signals.SIGKILL), _END),
-    # Slurm ends the step of mpirun's daemon on another host, and kills all its processes at once,
-    # watchers too.
-    "mpirun-killed": Fault(_kill_mpirun, _END, leaves=r"/distsage-stage\."),
+    "mpirun-killed": Fault(_kill_mpirun, _END, leaves=_BEING_STAGED),
     "slurmd-killed": Fault(_kill_slurmd, frozenset({WENT_ON, ENDED, REQUEUED}), bound=90),
     "trainer-stopped": Fault(_kill_rank(1, "rank", Signals.SIGSTOP), _END),
     "server-stopped": Fault(_kill_rank(0, "rank", Signals.SIGSTOP), _END),
     "host-crash": Fault(_crash(1), frozenset({REQUEUED, ENDED}), bound=90),
     "batch-host-crash": Fault(_crash(0), frozenset({REQUEUED, ENDED}), bound=120),
-    "scancel": Fault(_cancel, _END),
-    "preemption": Fault(_preempt, frozenset({REQUEUED}), bound=40 + GRACE_SECONDS),
+    "scancel": Fault(_cancel, _END, leaves=_BEING_STAGED),
+    "preemption": Fault(
+        _preempt, frozenset({REQUEUED}), bound=40 + GRACE_SECONDS, leaves=_BEING_STAGED
+    ),
     # Slurm looks at time limits every 30 s.
     "time-limit": Fault(_near_time_limit, frozenset({REQUEUED}), bound=90, training_seconds=90),
-    "requeue": Fault(_requeue, frozenset({REQUEUED})),
+    "requeue": Fault(_requeue, frozenset({REQUEUED}), leaves=_BEING_STAGED),
     "link-cut": Fault(_cut_link, frozenset({WENT_ON, ENDED, REQUEUED}), bound=90),
     "disk-full": Fault(_fill_disk, _END, says=r"cannot write /.*: No space left on device"),
     "checkpoint-truncated": Fault(_damage("truncated"), _END, moments=_LATER, checkpoints=2),
