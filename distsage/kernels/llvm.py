@@ -169,6 +169,21 @@ def masked_load(builder: Any, pointer: Any, kind: Any, count: Any) -> Any:
     return builder.call(masked, [pointer, I32(size_of(kind)), mask, ir.Constant(stored, None)])
 
 
+def load_up_to(builder: Any, pointer: Any, kind: Any, count: Any) -> Any:
+    """As `masked_load`, without a mask where there are sixteen or more."""
+    with builder.if_else(is_narrow(builder, count)) as (narrow, wide):
+        with narrow:
+            few = masked_load(builder, pointer, kind, count)
+            narrow_end = builder.block
+        with wide:
+            many = builder.load(pointer, align=size_of(kind))
+            wide_end = builder.block
+    value = builder.phi(few.type)
+    value.add_incoming(few, narrow_end)
+    value.add_incoming(many, wide_end)
+    return value
+
+
 def is_narrow(builder: Any, width: Any) -> Any:
     """Whether rows of this width have fewer than sixteen elements."""
     return builder.icmp_signed("<", width, I64(LANES))
@@ -250,37 +265,3 @@ def suffix(kind: Any) -> str:
     """How LLVM's intrinsics name sixteen elements of a type and a pointer to them."""
     name = f"{'i' if isinstance(kind, ir.IntType) else 'f'}{8 * size_of(kind)}"
     return f"v{LANES}{name}.p0v{LANES}{name}"
-
-
-def compress_at_once(builder: Any, item: Any, to: Any, source: Any, bits: Any) -> None:
-    """Write those of sixteen integers whose bit is set, by AVX-512's instruction for it."""
-    lanes = min(LANES, 512 // item.width)  # LLVM 22 crashes on more than a register
-    kind, flags = ir.VectorType(item, lanes), ir.VectorType(ir.IntType(1), lanes)
-    name = f"v{lanes}i{item.width}"
-    masked_load = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(kind, [kind.as_pointer(), I32, flags, kind]),
-        f"llvm.masked.load.{name}.p0{name}",
-    )
-    compress = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(kind, [kind, flags, kind]),
-        f"llvm.experimental.vector.compress.{name}",
-    )
-    nothing = ir.Constant(kind, None)
-    size = item.width // 8
-    for first in range(0, LANES, lanes):
-        some = builder.trunc(builder.lshr(bits, I64(first)), ir.IntType(lanes))
-        mask = builder.bitcast(some, flags)
-        pointer = builder.bitcast(builder.gep(source, [I64(first)]), kind.as_pointer())
-        values = builder.call(masked_load, [pointer, I32(size), mask, nothing])
-        values = builder.call(compress, [values, mask, nothing])
-        builder.store(values, builder.bitcast(to, kind.as_pointer()), align=size)
-        to = builder.gep(to, [count_bits(builder, builder.zext(some, I64))])
-
-
-def compress_one_by_one(builder: Any, item: Any, to: Any, source: Any, bits: Any) -> None:
-    """The same bit by bit: few are set where it is used."""
-    with each_set_bit(builder, bits, [to]) as (i, (at,), carry):
-        builder.store(builder.load(builder.gep(source, [i])), at)
-        carry([builder.gep(at, [I64(1)])])

@@ -7,8 +7,16 @@ arithmetic, the same at every level.
 import numpy as np
 
 from distsage.kernels.compiled import compiled
+from distsage.kernels.integers import (
+    at_most16,
+    compress16,
+    count_bits,
+    hash16,
+    items16,
+    ranks16,
+)
 from distsage.kernels.rng import below, draw, mix64
-from distsage.kernels.simd import LANES, at_most16, compress16, count_bits, hash16, prefetch_item
+from distsage.kernels.simd import LANES, prefetch_item
 
 _ROWS_AT_ONCE = 64
 """Destinations whose picks are read together; 32 to 128 measure the same."""
@@ -127,14 +135,13 @@ def sample_labor(
     dst_gid: np.ndarray,
     fan_out: int,
     key: np.uint64,
-    numbers: np.ndarray,
     small: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pick the fan_out neighbours with the smallest hashes (`hash16`); returns the same.
 
     One destination after the other, sixteen edges at a time. Waits for memory: it reads whole rows.
 
-    `numbers` and `small`, uint32, are scratch space for 32 elements more than the largest degree.
+    `small`, uint32, is scratch space for 32 elements more than the largest degree.
     """
     num_dst = len(dst_gid)
     out_indptr = np.empty(num_dst + 1, np.int64)
@@ -160,37 +167,30 @@ def sample_labor(
             for p in range(degree):
                 out_src[out + p] = indices[first + p]
             continue
-        for p in range(0, degree, LANES):
-            hash16(numbers, p, indices, first + p, degree - p, key)
         # Nearly always the smallest are below a bound that few others are below, too.
-        share = (fan_out + 3 * np.sqrt(fan_out) + 3) / degree
+        share = (fan_out + 2 * np.sqrt(fan_out) + 2) / degree
         num_small = 0
         while num_small < fan_out:
             bound = np.uint32(min(share, 1.0) * 0xFFFFFFFF)
             num_small = 0
             for p in range(0, degree, LANES):
-                bits = at_most16(numbers, p, bound)
+                sources = items16(indices, first + p, degree - p)
+                numbers = hash16(sources, key)
+                bits = at_most16(numbers, bound)
                 if degree - p < LANES:
                     bits &= (np.uint64(1) << np.uint64(degree - p)) - np.uint64(1)
-                compress16(small, num_small, numbers, p, bits)
-                compress16(small_src, num_small, indices, first + p, bits)
+                compress16(small, num_small, numbers, bits)
+                compress16(small_src, num_small, sources, bits)
                 num_small += count_bits(bits)
             share *= 2
-        small[num_small : num_small + LANES] = 0xFFFFFFFF
-        last = np.uint32(0xFFFFFFFF)  # the fan_out-th smallest
-        for q in range(num_small):
-            no_larger = 0
-            for p in range(0, num_small, LANES):
-                no_larger += count_bits(at_most16(small, p, small[q]))
-            if no_larger >= fan_out:
-                last = min(last, small[q])
-        # What is too much, because numbers are equal, is overwritten by the next row.
+        for q in range(num_small, num_small + LANES):
+            small[q] = 0xFFFFFFFF
+        # Equal numbers have one rank. What is too much for that is overwritten by the next row.
         taken = out
         for p in range(0, num_small, LANES):
-            bits = at_most16(small, p, last)
-            if num_small - p < LANES:
-                bits &= (np.uint64(1) << np.uint64(num_small - p)) - np.uint64(1)
-            compress16(out_src, taken, small_src, p, bits)
+            ranks = ranks16(small, num_small, items16(small, p, LANES))
+            bits = at_most16(ranks, np.uint32(fan_out - 1))
+            compress16(out_src, taken, items16(small_src, p, LANES), bits)
             taken = min(taken + count_bits(bits), out + fan_out)
     return out_indptr, out_src[: out_indptr[num_dst]]
 

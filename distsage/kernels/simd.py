@@ -19,8 +19,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
-from distsage.kernels import level, llvm
-from distsage.kernels.level import Level
+from distsage.kernels import llvm
 from distsage.kernels.llvm import CACHE_LINE, LANES
 
 
@@ -151,16 +150,7 @@ def load16(typingctx: Any, array: Any, row: Any, column: Any) -> tuple[Any, Call
         kind = llvm.STORED[signature.args[0].dtype]
         stored = ir.VectorType(kind, LANES)
         pointer, width = llvm.lanes_at(context, builder, signature.args[0], args, stored)
-        with builder.if_else(llvm.is_narrow(builder, width)) as (narrow, wide):
-            with narrow:
-                few = llvm.masked_load(builder, pointer, kind, width)
-                narrow_end = builder.block
-            with wide:
-                many = builder.load(pointer, align=llvm.size_of(kind))
-                wide_end = builder.block
-        value = builder.phi(stored)
-        value.add_incoming(few, narrow_end)
-        value.add_incoming(many, wide_end)
+        value = llvm.load_up_to(builder, pointer, kind, width)
         return llvm.to_float32(builder, value, kind)
 
     return float32x16(array, types.intp, types.intp), codegen
@@ -368,81 +358,6 @@ def multiply_tile(
         return context.get_dummy_value()
 
     return types.void(*(types.intp,) * 6, asks, rows, count), codegen
-
-
-@intrinsic
-def hash16(
-    typingctx: Any, to: Any, at: Any, array: Any, index: Any, count: Any, key: Any
-) -> tuple[Any, Callable]:
-    """`to[at + i]` = the hash of the lower half of `array[index + i]`, for i < count.
-
-    The hash is `llvm.hash_lanes`. Sixteen at the most; anything may be written behind them, up to
-    `to[at + 16]`. `to` is uint32, the array holds integers, the key is a uint64.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        to, at, array, index, count, key = args
-        item = context.get_data_type(signature.args[2].dtype)
-        source = context.make_array(signature.args[2])(context, builder, array).data
-        target = context.make_array(signature.args[0])(context, builder, to).data
-        kind, numbers = ir.VectorType(item, LANES), llvm.I32X16
-        pointer = builder.bitcast(builder.gep(source, [index]), kind.as_pointer())
-        values = llvm.masked_load(builder, pointer, item, count)
-        if item.width > 32:
-            values = builder.trunc(values, numbers)
-        pointer = builder.bitcast(builder.gep(target, [at]), numbers.as_pointer())
-        builder.store(llvm.hash_lanes(builder, values, key), pointer, align=4)
-        return context.get_dummy_value()
-
-    arguments = to, types.intp, array, types.intp, types.intp, types.uint64
-    return types.void(*arguments), codegen
-
-
-@intrinsic
-def at_most16(typingctx: Any, array: Any, index: Any, bound: Any) -> tuple[Any, Callable]:
-    """A uint64 whose bit i is set where `array[index + i] <= bound`, for sixteen uint32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        numbers = llvm.I32X16
-        struct = context.make_array(signature.args[0])(context, builder, args[0])
-        pointer = builder.gep(struct.data, [args[1]])
-        found = builder.load(builder.bitcast(pointer, numbers.as_pointer()), align=4)
-        few = builder.icmp_unsigned("<=", found, llvm.splat(builder, args[2]))
-        return builder.zext(builder.bitcast(few, ir.IntType(LANES)), llvm.I64)
-
-    return types.uint64(array, types.intp, types.uint32), codegen
-
-
-@intrinsic
-def compress16(
-    typingctx: Any, to: Any, at: Any, array: Any, index: Any, bits: Any
-) -> tuple[Any, Callable]:
-    """Write to `to[at:]` those of `array[index + i]` whose bit i < 16 is set, one after the other.
-
-    Anything may be written behind them, up to `to[at + 16]`. The arrays hold integers of one size.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        to, at, array, index, bits = args
-        item = context.get_data_type(signature.args[2].dtype)
-        source = context.make_array(signature.args[2])(context, builder, array).data
-        target = context.make_array(signature.args[0])(context, builder, to).data
-        at_once = level.chosen() >= Level.AVX512
-        compress = llvm.compress_at_once if at_once else llvm.compress_one_by_one
-        compress(builder, item, builder.gep(target, [at]), builder.gep(source, [index]), bits)
-        return context.get_dummy_value()
-
-    return types.void(to, types.intp, array, types.intp, types.uint64), codegen
-
-
-@intrinsic
-def count_bits(typingctx: Any, bits: Any) -> tuple[Any, Callable]:
-    """How many bits of a uint64 are set."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return llvm.count_bits(builder, args[0])
-
-    return types.intp(types.uint64), codegen
 
 
 @intrinsic

@@ -49,7 +49,7 @@ class Neighbours:
 
     def _make_scratch(self) -> None:
         if self._method == "labor":
-            self._numbers = np.empty((2, self._max_degree + 2 * LANES), np.uint32)
+            self._small = np.empty(self._max_degree + 2 * LANES, np.uint32)
         else:
             self._picked = np.zeros(self._max_degree // 64 + 1, np.uint64)
 
@@ -76,7 +76,7 @@ class Neighbours:
         """
         arguments = (self._indptr, self._indices, self._low, dst_gid, fan_out, key)
         if self._method == "labor":
-            indptr, src_gid = sample_labor(*arguments, *self._numbers)
+            indptr, src_gid = sample_labor(*arguments, self._small)
         else:
             replace = self._method == "replacement"
             indptr, src_gid = sample_independently(*arguments, replace, self._picked)

@@ -8,10 +8,6 @@ from distsage.kernels.compiled import compiled
 from distsage.kernels.level import Level, chosen
 from distsage.kernels.simd import (
     add16,
-    at_most16,
-    compress16,
-    count_bits,
-    hash16,
     load16,
     positive16,
     row,
@@ -95,58 +91,3 @@ def test_slots_count_through_three_tables():
         target = np.zeros((90, 4), np.float32)
         gather(*tables, slots, target)
         assert (target[:, 0] == 4 * slots).all()
-
-
-@compiled
-def keep_small(numbers, bound, target):
-    count = 0
-    for i in range(0, len(numbers), 16):
-        bits = at_most16(numbers, i, bound)
-        compress16(target, count, numbers, i, bits)
-        count += count_bits(bits)
-    return count
-
-
-@compiled
-def keep_chosen(values, bits, target):
-    compress16(target, 1, values, 2, bits)
-
-
-@compiled
-def hashes(values, count, key, target):
-    hash16(target, 1, values, 2, count, key)
-
-
-def test_compressed_numbers_are_those_at_most_the_bound_in_order():
-    numbers = np.random.default_rng(1).integers(0, 2**32, 160).astype(np.uint32)
-    for bound in (0, 2**31, numbers[5], 2**32 - 1):
-        target = np.zeros(200, np.uint32)
-        count = keep_small(numbers, np.uint32(bound), target)
-        np.testing.assert_array_equal(target[:count], numbers[numbers <= bound])
-
-
-@pytest.mark.parametrize("dtype", [np.int32, np.int64])
-def test_compressed_integers_of_either_size(dtype):
-    values = np.random.default_rng(2).integers(0, np.iinfo(dtype).max, 18).astype(dtype)
-    for bits in (0, 1, 0x8000, 0xFFFF, 0x7F01, 0x0100):
-        chosen = [2 + i for i in range(16) if bits >> i & 1]
-        target = np.full(20, -1, dtype)
-        keep_chosen(values, np.uint64(bits), target)
-        assert target[0] == -1
-        np.testing.assert_array_equal(target[1 : 1 + len(chosen)], values[chosen])
-        assert (target[17:] == -1).all()
-
-
-@pytest.mark.parametrize("dtype", [np.int32, np.int64])
-@pytest.mark.parametrize("count", [1, 7, 16, 40])
-def test_hash_is_lowbias32_with_the_key_mixed_in(dtype, count):
-    key = np.uint64(0x0123456789ABCDEF)
-    values = np.random.default_rng(3).integers(0, np.iinfo(dtype).max, 18).astype(dtype)
-    target = np.zeros(20, np.uint32)
-    hashes(values, count, key, target)
-    for got, value in zip(target[1 : 1 + min(count, 16)], values[2:].tolist(), strict=False):
-        x = ((value & 0xFFFFFFFF) * 0x9E3779B9 + 0x89ABCDEF) & 0xFFFFFFFF
-        x = ((x ^ x >> 16) * 0x7FEB352D & 0xFFFFFFFF) ^ 0x01234567
-        x = (x ^ x >> 15) * 0x846CA68B & 0xFFFFFFFF
-        assert got == x ^ x >> 16
-    assert target[0] == 0

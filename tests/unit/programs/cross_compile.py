@@ -136,7 +136,6 @@ def kernels() -> dict[str, list[tuple]]:
                 int64,
                 uint64,
                 numbers(uint32),
-                numbers(uint32),
             )
             for kind in (int32, int64)
         ],

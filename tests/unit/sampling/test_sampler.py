@@ -7,7 +7,7 @@ import scipy.stats
 from distsage.data.graph import Topology
 from distsage.errors import UserError
 from distsage.kernels.rng import Purpose, stream_key
-from distsage.sampling.sampler import MiniBatch, Sampler
+from distsage.sampling.sampler import MiniBatch, Neighbours, Sampler
 from tests.unit.graphs import in_neighbours, key_of, random_topology, ring
 
 pytestmark = pytest.mark.levels
@@ -193,6 +193,37 @@ def test_streams_differ_in_every_coordinate():
     keys |= {int(stream_key(*o)) for o in others}
     assert len(keys) == 7
     assert stream_key(*base) == stream_key(*base)
+
+
+def labor_reference(neighbours: np.ndarray, fan_out: int, key: int) -> np.ndarray:
+    """The fan_out neighbours with the smallest hashes; of equal ones those that come first."""
+    if len(neighbours) <= fan_out:
+        return neighbours
+    x = neighbours.astype(np.uint32) * np.uint32(0x9E3779B9) + np.uint32(key & 0xFFFFFFFF)
+    x = (x ^ x >> 16) * np.uint32(0x7FEB352D) ^ np.uint32(key >> 32)
+    x = (x ^ x >> 15) * np.uint32(0x846CA68B)
+    x ^= x >> 16
+    return neighbours[x <= np.sort(x)[fan_out - 1]][:fan_out]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("fan_out", [1, 10, 25, 70])
+def test_labor_picks_the_smallest_hashes(fan_out, dtype):
+    """To the last bit, whatever the degree; parallel edges have equal hashes."""
+    rng = np.random.default_rng(fan_out)
+    degrees = rng.permutation(np.r_[np.arange(120), 1000, 3001])
+    indptr = np.r_[0, np.cumsum(degrees)]
+    indices = rng.integers(0, 2**31, indptr[-1])
+    twice = rng.random(len(indices)) < 0.3
+    indices = np.where(twice, np.roll(indices, 1), indices).astype(dtype)
+    neighbours = Neighbours(Topology(indptr, indices), "labor")
+    dst_gid = rng.permutation(len(degrees)).astype(dtype)
+    for step in range(10):
+        key = key_of(step)
+        out_indptr, src_gid = neighbours.pick(dst_gid, fan_out, key)
+        for i, v in enumerate(dst_gid):
+            expected = labor_reference(indices[indptr[v] : indptr[v + 1]], fan_out, int(key))
+            np.testing.assert_array_equal(src_gid[out_indptr[i] : out_indptr[i + 1]], expected)
 
 
 def test_labor_needs_fewer_nodes_because_destinations_share_their_numbers():
