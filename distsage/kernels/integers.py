@@ -49,50 +49,57 @@ def items16(typingctx: Any, array: Any, index: Any, count: Any) -> tuple[Any, Ca
 
 @intrinsic
 def hash16(typingctx: Any, numbers: Any, key: Any) -> tuple[Any, Callable]:
-    """Element by element, 32 bits hashed of the lower 32; the hash is `llvm.hash_lanes`."""
+    """Element by element, the hash (`llvm.hash_lanes`) of the lower 32 bits, less 2**31.
+
+    So hashes are compared as signed numbers, which takes AVX2 one instruction instead of two.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         numbers, key = args
         if signature.args[0].bits > 32:
             numbers = builder.trunc(numbers, llvm.I32X16)
-        return llvm.hash_lanes(builder, numbers, key)
+        hashed = llvm.hash_lanes(builder, numbers, key)
+        return builder.xor(hashed, llvm.splat(builder, I32(1 << 31)))
 
     return _Integers16(32)(numbers, types.uint64), codegen
 
 
 @intrinsic
 def at_most16(typingctx: Any, numbers: Any, bound: Any) -> tuple[Any, Callable]:
-    """A uint64 whose bit i is set where number i, as a uint32, is not above the bound."""
+    """A uint64 whose bit i is set where number i, an int32, is not above the bound."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        few = builder.icmp_unsigned("<=", args[0], llvm.splat(builder, args[1]))
+        few = builder.icmp_signed("<=", args[0], llvm.splat(builder, args[1]))
         return builder.zext(builder.bitcast(few, ir.IntType(LANES)), I64)
 
-    return types.uint64(_Integers16(32), types.uint32), codegen
+    return types.uint64(_Integers16(32), types.int32), codegen
 
 
 @intrinsic
-def ranks16(typingctx: Any, array: Any, count: Any, numbers: Any) -> tuple[Any, Callable]:
-    """Element by element, how many of `array[:count]`, uint32, are smaller.
+def ranks16(
+    typingctx: Any, array: Any, index: Any, count: Any, numbers: Any
+) -> tuple[Any, Callable]:
+    """Element by element, how many of `array[index : index + count]`, int32, are smaller.
 
-    Behind them the array holds 0xFFFFFFFF, which nothing is larger than, seven times or more.
+    Behind them the array holds the largest int32 seven times or more.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array, count, numbers = args
+        array, index, count, numbers = args
         data = context.make_array(signature.args[0])(context, builder, array).data
+        data = builder.gep(data, [index])
         ranks = cgutils.alloca_once_value(builder, ir.Constant(llvm.I32X16, None))
         step = I64(_OTHERS_AT_ONCE)
         with cgutils.for_range_slice(builder, I64(0), count, step, intp=I64) as (first, _):
             total = builder.load(ranks)
             for i in range(_OTHERS_AT_ONCE):
                 other = builder.load(builder.gep(data, [builder.add(first, I64(i))]))
-                smaller = builder.icmp_unsigned("<", llvm.splat(builder, other), numbers)
+                smaller = builder.icmp_signed("<", llvm.splat(builder, other), numbers)
                 total = builder.sub(total, builder.sext(smaller, llvm.I32X16))
             builder.store(total, ranks)
         return builder.load(ranks)
 
-    return _Integers16(32)(array, types.intp, _Integers16(32)), codegen
+    return _Integers16(32)(array, types.intp, types.intp, _Integers16(32)), codegen
 
 
 @intrinsic
@@ -117,6 +124,20 @@ def compress16(typingctx: Any, to: Any, at: Any, numbers: Any, bits: Any) -> tup
         return context.get_dummy_value()
 
     return types.void(to, types.intp, numbers, types.uint64), codegen
+
+
+@intrinsic
+def fill16(typingctx: Any, array: Any, index: Any, number: Any) -> tuple[Any, Callable]:
+    """`array[index : index + 16] = number`, int32; numba's own loop looks at every index."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array, index, number = args
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        pointer = builder.bitcast(builder.gep(data, [index]), llvm.I32X16.as_pointer())
+        builder.store(llvm.splat(builder, number), pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.int32), codegen
 
 
 @intrinsic

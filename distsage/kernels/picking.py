@@ -11,6 +11,7 @@ from distsage.kernels.integers import (
     at_most16,
     compress16,
     count_bits,
+    fill16,
     hash16,
     items16,
     ranks16,
@@ -120,9 +121,7 @@ def _pick_many(
         picked[(edge[out + p] - first) >> 6] = 0
 
 
-_ROWS_AHEAD = 2
-
-
+_ROWS_AHEAD = 8
 _PREFETCHED = 1024
 """LABOR reads whole rows: how many rows ahead they are prefetched, and how much of each."""
 
@@ -139,60 +138,103 @@ def sample_labor(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pick the fan_out neighbours with the smallest hashes (`hash16`); returns the same.
 
-    One destination after the other, sixteen edges at a time. Waits for memory: it reads whole rows.
+    One destination after the other, sixteen edges at a time, without branches on hashes: first the
+    edges below a bound, a few more than fan_out, are put together, then the smallest of these.
+    Waits for memory, since it reads whole rows.
 
-    `small`, uint32, is scratch space for 32 elements more than the largest degree.
+    `small`, int32, is scratch space: twice 32 elements more than the largest degree.
     """
     num_dst = len(dst_gid)
+    begin = np.empty(num_dst, np.int64)
+    end = np.empty(num_dst, np.int64)
     out_indptr = np.empty(num_dst + 1, np.int64)
     out_indptr[0] = 0
     for i in range(num_dst):
         v = dst_gid[i] - low
-        degree = indptr[v + 1] - indptr[v]
+        begin[i] = indptr[v]
+        end[i] = indptr[v + 1]
+        degree = end[i] - begin[i]
         out_indptr[i + 1] = out_indptr[i] + (degree if fan_out < 0 else min(degree, fan_out))
 
     small_src = np.empty(len(small), indices.dtype)
     out_src = np.empty(out_indptr[num_dst] + 2 * LANES, indices.dtype)
-    for i in range(num_dst):
-        if i + _ROWS_AHEAD < num_dst:
-            ahead = dst_gid[i + _ROWS_AHEAD] - low
-            end = min(indptr[ahead + 1], indptr[ahead] + _PREFETCHED)
-            for e in range(indptr[ahead], end, 16):  # a cache line
-                prefetch_item(indices, e)
-        v = dst_gid[i] - low
-        first = indptr[v]
-        degree = indptr[v + 1] - first
-        out = out_indptr[i]
-        if fan_out < 0 or degree <= fan_out:
-            for p in range(degree):
-                out_src[out + p] = indices[first + p]
-            continue
-        # Nearly always the smallest are below a bound that few others are below, too.
-        share = (fan_out + 2 * np.sqrt(fan_out) + 2) / degree
-        num_small = 0
-        while num_small < fan_out:
-            bound = np.uint32(min(share, 1.0) * 0xFFFFFFFF)
+    # A processor cannot read what several stores have written before these have reached its cache.
+    # So what a row has written is read after the next row has, and these two share the scratch.
+    num_small = 0
+    for i in range(num_dst + 1):
+        chosen_from = num_small
+        if i < num_dst:
+            ahead = i + _ROWS_AHEAD
+            if ahead < num_dst:
+                for e in range(begin[ahead], min(end[ahead], begin[ahead] + _PREFETCHED), 16):
+                    prefetch_item(indices, e)  # a cache line
+            at = (i & 1) * (len(small) >> 1)
+            edges = begin[i], end[i]
             num_small = 0
-            for p in range(0, degree, LANES):
-                sources = items16(indices, first + p, degree - p)
-                numbers = hash16(sources, key)
-                bits = at_most16(numbers, bound)
-                if degree - p < LANES:
-                    bits &= (np.uint64(1) << np.uint64(degree - p)) - np.uint64(1)
-                compress16(small, num_small, numbers, bits)
-                compress16(small_src, num_small, sources, bits)
-                num_small += count_bits(bits)
-            share *= 2
-        for q in range(num_small, num_small + LANES):
-            small[q] = 0xFFFFFFFF
-        # Equal numbers have one rank. What is too much for that is overwritten by the next row.
-        taken = out
-        for p in range(0, num_small, LANES):
-            ranks = ranks16(small, num_small, items16(small, p, LANES))
-            bits = at_most16(ranks, np.uint32(fan_out - 1))
-            compress16(out_src, taken, items16(small_src, p, LANES), bits)
-            taken = min(taken + count_bits(bits), out + fan_out)
+            if 0 <= fan_out < edges[1] - edges[0]:
+                num_small = _keep_small(small, small_src, at, indices, edges, fan_out, key)
+        if chosen_from > 0:
+            at = (i - 1 & 1) * (len(small) >> 1)
+            _choose(out_src, out_indptr[i - 1], small, small_src, at, chosen_from, fan_out)
+        elif i > 0:
+            first = begin[i - 1]
+            for p in range(end[i - 1] - first):
+                out_src[out_indptr[i - 1] + p] = indices[first + p]
     return out_indptr, out_src[: out_indptr[num_dst]]
+
+
+@compiled
+def _keep_small(
+    small: np.ndarray,
+    small_src: np.ndarray,
+    at: int,
+    indices: np.ndarray,
+    edges: tuple[int, int],
+    fan_out: int,
+    key: np.uint64,
+) -> int:
+    """Write the edges with small hashes, at least fan_out, from `at` on; return how many."""
+    first, last = edges
+    # Nearly always the smallest are below a bound that few others are below, too.
+    share = (fan_out + 2 * np.sqrt(fan_out) + 2) / (last - first)
+    to = at
+    while to - at < fan_out:
+        bound = np.int32(min(share, 1.0) * 0xFFFFFFFF - 2.0**31)
+        to = at
+        for e in range(first, last, LANES):
+            sources = items16(indices, e, last - e)
+            numbers = hash16(sources, key)
+            bits = at_most16(numbers, bound)
+            if last - e < LANES:
+                bits &= (np.uint64(1) << np.uint64(last - e)) - np.uint64(1)
+            compress16(small, to, numbers, bits)
+            compress16(small_src, to, sources, bits)
+            to += count_bits(bits)
+        share *= 2
+    fill16(small, to, np.int32(0x7FFFFFFF))
+    return to - at
+
+
+@compiled
+def _choose(
+    out_src: np.ndarray,
+    out: int,
+    small: np.ndarray,
+    small_src: np.ndarray,
+    at: int,
+    count: int,
+    fan_out: int,
+) -> None:
+    """Write the fan_out of `count` edges whose hashes are smallest, from `out` on.
+
+    Equal hashes have one rank. What is too much for that is overwritten by the next row.
+    """
+    last = out + fan_out
+    for p in range(at, at + count, LANES):
+        ranks = ranks16(small, at, count, items16(small, p, LANES))
+        bits = at_most16(ranks, np.int32(fan_out - 1))
+        compress16(out_src, out, items16(small_src, p, LANES), bits)
+        out = min(out + count_bits(bits), last)
 
 
 @compiled

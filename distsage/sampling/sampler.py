@@ -49,7 +49,7 @@ class Neighbours:
 
     def _make_scratch(self) -> None:
         if self._method == "labor":
-            self._small = np.empty(self._max_degree + 2 * LANES, np.uint32)
+            self._small = np.empty(2 * (self._max_degree + 2 * LANES), np.int32)
         else:
             self._picked = np.zeros(self._max_degree // 64 + 1, np.uint64)
 

@@ -25,7 +25,6 @@ from numba.core.types import (
     int32,
     int64,
     uint16,
-    uint32,
     uint64,
 )
 
@@ -135,7 +134,7 @@ def kernels() -> dict[str, list[tuple]]:
                 numbers(kind),
                 int64,
                 uint64,
-                numbers(uint32),
+                numbers(int32),
             )
             for kind in (int32, int64)
         ],
