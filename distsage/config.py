@@ -471,15 +471,34 @@ class LocalConfig(ReadingOptions, TrainingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(HostOptions):
+class ModelOptions(HostOptions):
+    """Which trained model, and the graph that it is applied to."""
+
+    run_dir: Path
+    """Run directory of `distsage train` or `distsage local`."""
+    parts: Path | None = None
+    """Where the parts lie now, if not where they lay in training; or other parts of this graph or
+    of one like it."""
+    dataset: str | None = None
+    """Where the dataset lies now, if not where it lay in training; or another one, to be read in
+    the same way."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            self.parts is None or self.dataset is None,
+            "give --parts or --dataset, not both: the graph that the model is applied to",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(ModelOptions):
     """Write what a trained model says of nodes, by original node id.
 
     Alone it runs on this machine, without MPI. Under an MPI launcher, or through sbatch/predict.sh,
     it is a job like training: every host computes the nodes of its parts, and writes them.
     """
 
-    run_dir: Path
-    """Run directory of `distsage train` or `distsage local`."""
     output: Path
     """Directory to write: a file for each part and _manifest.json, which comes last. Without MPI
     also a file, in the order of the original ids: .csv, .parquet or .npz (ids, values)."""
@@ -492,12 +511,6 @@ class PredictConfig(HostOptions):
     """all, train, val or test; or a file of original ids: .npy, or text with one on each line."""
     file_format: Literal["parquet", "npy"] = "parquet"
     """Of a directory's files: tables, or arrays of values beside arrays of ids."""
-    parts: Path | None = None
-    """Where the parts lie now, if not where they lay in training; or other parts of this graph or
-    of one like it."""
-    dataset: str | None = None
-    """Where the dataset lies now, if not where it lay in training; or another one, to be read in
-    the same way."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -505,10 +518,6 @@ class PredictConfig(HostOptions):
             self.output.suffix in ("", ".csv", ".parquet", ".npz") or self.output.is_dir(),
             f"--output {self.output} ends in none of .csv, .parquet and .npz; name a file that "
             "does, or a directory",
-        )
-        _require(
-            self.parts is None or self.dataset is None,
-            "give --parts or --dataset, not both: the graph that the model was trained on",
         )
         _check_nodes(self.nodes)
         _require(
@@ -528,30 +537,18 @@ class PredictConfig(HostOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(HostOptions):
+class EvaluateConfig(ModelOptions):
     """Score a trained model as its run did: all nodes of each mask, from whole neighbourhoods.
 
     Alone it runs on this machine, without MPI; under an MPI launcher it is a job like training.
     """
 
-    run_dir: Path
-    """Run directory of `distsage train` or `distsage local`."""
     nodes: str | None = None
     """all (every node with a label), train, val or test; or a file of original ids: .npy, or text
     with one on each line (default: train, val and test, one by one)."""
-    parts: Path | None = None
-    """Where the parts lie now, if not where they lay in training; or other parts of this graph or
-    of one like it."""
-    dataset: str | None = None
-    """Where the dataset lies now, if not where it lay in training; or another one, to be read in
-    the same way."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
-            self.parts is None or self.dataset is None,
-            "give --parts or --dataset, not both: the graph to score the model on",
-        )
         if self.nodes is not None:
             _check_nodes(self.nodes)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distsage.config import EvaluateConfig, PredictConfig, ReadingOptions
+from distsage.config import ModelOptions, PredictConfig, ReadingOptions
 from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.features.matrix import dense_table, feature_scales, sparse_rows
@@ -178,7 +178,7 @@ def write_predictions(config: PredictConfig) -> None:
 
 
 def load_graph_of(
-    config: PredictConfig | EvaluateConfig, description: Mapping[str, Any]
+    config: ModelOptions, description: Mapping[str, Any]
 ) -> tuple[Graph, np.ndarray, str]:
     """The graph that the run was trained on, or one like it, read as the run read it.
 
