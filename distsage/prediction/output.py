@@ -48,7 +48,7 @@ class OutputDirectory:
     about: dict[str, Any]
 
     def is_whole(self) -> bool:
-        """Whether these very predictions are there already; changes nothing.
+        """Whether these very predictions are there already; what led to them is then removed.
 
         Raises:
             UserError: the directory holds something else.
@@ -60,7 +60,8 @@ class OutputDirectory:
         manifest = self.path / MANIFEST
         said = manifest if manifest.exists() else self.path / _STARTED
         if not said.exists():
-            if {entry.name for entry in self.path.iterdir()} - {JOB}:
+            half_begun = {path.name for path in self.path.glob(f".{_STARTED}.*.tmp")}
+            if {entry.name for entry in self.path.iterdir()} - {JOB} - half_begun:
                 raise UserError(
                     f"--output {self.path} holds other files; name another directory, or one that "
                     "is to be made"
@@ -73,6 +74,8 @@ class OutputDirectory:
                     f"--output {self.path} holds other predictions, which differ in {key}; name "
                     "another directory, or remove it first"
                 )
+        if said == manifest:
+            self._clear()  # a job may have been killed when it had written the manifest
         return said == manifest
 
     def begin(self) -> None:
@@ -139,9 +142,14 @@ class OutputDirectory:
         rows = sum(part["rows"] for part in parts)
         with explain_write_errors(self.path, "--output"):
             write_json(self.path / MANIFEST, {**self.about, "rows": rows, "parts": parts})
-            for scaffold in (*notes, self.path / _STARTED):
-                scaffold.unlink(missing_ok=True)
+        self._clear()
         return int(rows)
+
+    def _clear(self) -> None:
+        """Remove what is of use until the manifest is there."""
+        with explain_write_errors(self.path, "--output"):
+            for scaffold in (*self.path.glob("_part-*.json"), self.path / _STARTED):
+                scaffold.unlink(missing_ok=True)
 
 
 def _note_of(part: int) -> str:

@@ -75,7 +75,7 @@ def predict(
 
     Args:
         model: of a run on this graph, or on another with the same features and classes.
-        graph: its labels and masks do not matter.
+        graph: its masks, and which labels its nodes have, do not matter.
         what: class probabilities, logits, or what a hidden layer says.
         layer: of embeddings: the hidden layer, from 1; None takes the last one.
 
@@ -85,11 +85,11 @@ def predict(
         several labels.
 
     Raises:
-        UserError: the graph has other features or classes than the model, or the model has no such
-            layer.
+        UserError: the graph has other features, other classes, or several labels per node where the
+            model knows one (or the other way round); or the model has no such layer.
     """
     description = model.description
-    trained.check_fit(model.run_dir, description, graph.name, graph.num_features, graph.num_classes)
+    trained.check_fit(model.run_dir, description, graph)
     num_layers = trained.num_layers_of(model.run_dir, description, what, layer)
     return answers(rows_of(model, graph, num_layers), what, description["task"]).numpy()
 
@@ -138,9 +138,7 @@ def write_predictions(config: PredictConfig) -> None:
     description = model.description
     trained.num_layers_of(config.run_dir, description, config.what, config.layer)
     graph, offsets, checksum = load_graph_of(config, description)
-    trained.check_fit(
-        config.run_dir, description, graph.name, graph.num_features, graph.num_classes
-    )
+    trained.check_fit(config.run_dir, description, graph)
     about = trained.about_predictions(
         config,
         description,
@@ -217,7 +215,7 @@ def load_graph_of(
     graph = load_graph(
         config.dataset or saved["dataset"],
         **options,
-        seed=saved["seed"],
+        seed=reading.get("split_seed", saved["seed"]),
         encoding=trained.encoding_of(description),
     )
     return graph, np.array([0, graph.num_nodes]), checksum_of(graph)

@@ -27,9 +27,7 @@ def evaluate(config: EvaluateConfig) -> tuple[Scores, Mapping[str, Any]]:
     """
     model = load_model(config.run_dir)
     graph, _, _ = load_graph_of(config, model.description)
-    trained.check_fit(
-        config.run_dir, model.description, graph.name, graph.num_features, graph.num_classes
-    )
+    trained.check_fit(config.run_dir, model.description, graph)
     labels = torch.from_numpy(graph.labels)
     ids = np.arange(graph.num_nodes) if graph.original_ids is None else graph.original_ids
     masks = masks_of(config.nodes, ids, labels, lambda name: getattr(graph, f"{name}_mask"))

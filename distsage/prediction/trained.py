@@ -12,7 +12,9 @@ import safetensors
 
 from distsage.config import IN_MEMORY, PredictConfig
 from distsage.data.encoding import Encoding, disagreement
+from distsage.data.graph import Graph
 from distsage.errors import UserError
+from distsage.partitioning.manifest import Manifest
 from distsage.partitioning.parts import Parts, sha256
 
 MODEL = "model.safetensors"
@@ -69,23 +71,33 @@ def parts_of(
     return Path(trained)
 
 
-def check_fit(
-    run_dir: Path, description: Mapping[str, Any], name: str, num_features: int, num_classes: int
-) -> None:
-    """See that a graph of this name has as many features and classes as the model.
+def check_fit(run_dir: Path, description: Mapping[str, Any], graph: Graph | Manifest) -> None:
+    """See that a graph, or the one that parts are of, asks for what the model answers.
 
     Raises:
-        UserError: it has others.
+        UserError: its nodes have several labels instead of one, or it has other numbers of features
+            or classes.
     """
+    name = graph.graph_name if isinstance(graph, Manifest) else graph.name
+    same = "name the graph that it was trained on, or one like it"
+    if description["task"] != graph.task:
+        ours, theirs = (
+            "several labels per node" if task == "multilabel" else "one label per node"
+            for task in (description["task"], graph.task)
+        )
+        raise UserError(
+            f"the model in {run_dir} was trained for {ours} but the graph {name} has {theirs}; "
+            f"{same}"
+        )
     shape = description["model"]
     for counted, trained, found in (
-        ("features", shape["in_features"], num_features),
-        ("classes", shape["num_classes"], num_classes),
+        ("features", shape["in_features"], graph.num_features),
+        ("classes", shape["num_classes"], graph.num_classes),
     ):
         if trained != found:
             raise UserError(
                 f"the model in {run_dir} was trained on {trained} {counted} but the graph "
-                f"{name} has {found}; name the graph that it was trained on"
+                f"{name} has {found}; {same}"
             )
 
 
@@ -119,11 +131,8 @@ def open_parts(run_dir: Path, description: Mapping[str, Any], path: Path) -> Par
         UserError: they cannot be opened, or do not fit.
     """
     parts = Parts.open(path)
-    manifest = parts.manifest
-    check_fit(
-        run_dir, description, manifest.graph_name, manifest.num_features, manifest.num_classes
-    )
-    check_encoding(run_dir, description, path, manifest.encoding)
+    check_fit(run_dir, description, parts.manifest)
+    check_encoding(run_dir, description, path, parts.manifest.encoding)
     return parts
 
 

@@ -167,6 +167,7 @@ def origin_of(job: Job[TrainConfig]) -> Origin:
     """Which run this job is."""
     config, manifest = job.config, job.parts.manifest
     read = ("undirected", "split", "split_index", "feature_norm")
+    drawn = manifest.configuration.get("split") is not None
     return Origin(
         command="train",
         kernels=str(level.chosen()),
@@ -179,6 +180,7 @@ def origin_of(job: Job[TrainConfig]) -> Origin:
             "edges": manifest.num_edges,
             **{f"{name} nodes": count for name, count in manifest.mask_sizes.items()},
             **{name: manifest.configuration.get(name) for name in read},
+            **({"split_seed": manifest.configuration["seed"]} if drawn else {}),
         },
         checksum=manifest.checksum,
         trainers=job.assignment.num_trainers,
