@@ -8,8 +8,10 @@ import pytest
 from conftest import Partitioned, planted
 from jobs import distsage, epochs, losses, mpirun, summary, train
 
+from distsage.config import EvaluateConfig
 from distsage.data.graph import Graph
 from distsage.partitioning.parts import Parts
+from distsage.prediction.scores import evaluate
 
 pytestmark = pytest.mark.mpi
 
@@ -145,3 +147,5 @@ def test_partitioned_topology_gives_the_same_run(
     assert "\ntopology partitioned, as asked for (" in second.stdout
     assert losses(whole) == losses(slices)
     assert summary(whole)["test"] == summary(slices)["test"]
+    scores, _ = evaluate(EvaluateConfig(run_dir=slices))
+    assert scores == {mask: summary(slices)[mask] for mask in ("train", "val", "test")}

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import sklearn.metrics
 from conftest import planted
-from jobs import distsage, summary, train
+from jobs import distsage, mpirun, summary, train
 
+from distsage.config import EvaluateConfig
 from distsage.data.graph import Graph
+from distsage.prediction.scores import evaluate
 
 pytestmark = pytest.mark.mpi
 
@@ -89,6 +91,8 @@ def check(graph: Graph, dataset: Path, tmp_path: Path, ranks: int) -> None:
         assert result[mask] == pytest.approx(scores, abs=1e-4)
         assert set(result[mask]) == set(scores)
         assert min(scores.values()) > 0.55
+    again, _ = evaluate(EvaluateConfig(run_dir=tmp_path / "run"))
+    assert again == {mask: pytest.approx(result[mask], abs=1e-4) for mask in MASKS}
 
 
 def test_two_classes(tmp_path: Path) -> None:
@@ -101,6 +105,13 @@ def test_several_labels_per_node(tmp_path: Path) -> None:
     graph = planted("several", multilabel=True)
     write_tables(graph, tmp_path / "several")
     check(graph, tmp_path / "several", tmp_path, ranks=8)
+    asked = ("evaluate", "--run-dir", tmp_path / "run", "--emulated-hosts", 2)
+    said = mpirun(4, "-m", "distsage", *asked).stdout.splitlines()
+    noted = summary(tmp_path / "run")
+    for mask in MASKS:
+        value = f"{noted[mask]['micro_f1']:.4f}"
+        beside = f" (in training {value})" if mask == "val" else ""
+        assert f"{mask} micro_f1 {value}{beside}" in said
 
 
 def test_three_classes(tmp_path: Path) -> None:
@@ -118,6 +129,7 @@ def test_a_table_with_categories_by_its_parts_and_by_itself(tmp_path: Path) -> N
     rows = [f"{row},{'abc'[v % 3] if v % 7 else ''}" for v, row in enumerate(rows)]
     (dataset / "nodes.csv").write_text("\n".join([f"{header},letter", *rows]) + "\n")
     reading = ("--categorical", "letter", "--fill", "mean", "--feature-norm", "standard")
+    reading += ("--split", "0.5/0.2/0.3", "--seed", "5")
     parts, run_dir = tmp_path / "parts", tmp_path / "run"
     distsage("partition", "--dataset", dataset, "--num-parts", 2, "--output", parts, *reading)
     train(4, parts, run_dir, *OPTIONS, hosts=2)
@@ -127,3 +139,7 @@ def test_a_table_with_categories_by_its_parts_and_by_itself(tmp_path: Path) -> N
     with np.load(tmp_path / "parts.npz") as one, np.load(tmp_path / "table.npz") as other:
         assert one["ids"].tolist() == other["ids"].tolist()
         np.testing.assert_allclose(one["values"], other["values"], rtol=1e-4, atol=1e-6)
+    # Its masks are drawn again as they were for the parts.
+    scores, _ = evaluate(EvaluateConfig(run_dir=run_dir, dataset=str(dataset)))
+    noted = summary(run_dir)
+    assert scores == {mask: pytest.approx(noted[mask], abs=1e-4) for mask in MASKS}

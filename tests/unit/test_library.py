@@ -1,10 +1,12 @@
 """`import distsage`: what it offers, what it brings with it, and that the commands do the same."""
 
 import inspect
+import re
 import subprocess
 import sys
 import typing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,3 +139,14 @@ def test_parts(graph: distsage.Graph, tmp_path: Path) -> None:
     parts = distsage.Parts.open(tmp_path / "parts")
     assert parts.num_parts == 2
     assert parts.manifest.edge_cut == report.edge_cut
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "library.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["classes"].shape == (5000,)
+    assert names["logits"].shape == (5000, names["graph"].num_classes)
+    assert names["first_layer"].shape == (5000, 256)

@@ -52,6 +52,22 @@ def test_what_was_killed_is_taken_up(tmp_path: Path) -> None:
     assert not again.written(0)
 
 
+def test_a_kill_while_a_directory_begins_or_ends(tmp_path: Path) -> None:
+    half = tmp_path / "out" / "._started.json.7.tmp"
+    half.parent.mkdir()
+    half.write_bytes(b"{")
+    directory = begun(tmp_path)
+    assert not half.exists()
+    directory.write_part(1, IDS[2:], VALUES[2:])
+    scaffold = {path: path.read_bytes() for path in directory.path.glob("_*")}
+    directory.finish(2)
+    names = {path.name for path in directory.path.iterdir()}
+    for path, content in scaffold.items():
+        path.write_bytes(content)  # killed before it was removed
+    assert directory.is_whole()
+    assert {path.name for path in directory.path.iterdir()} == names
+
+
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     begun(tmp_path)
     other = OutputDirectory(tmp_path / "out", {**ABOUT, "what": "embeddings"})

@@ -1,0 +1,111 @@
+"""A prediction in one process that is killed at any moment goes on to the same bytes."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import pytest
+
+import distsage
+from distsage.config import PredictConfig, TrainConfig
+from distsage.partitioning.run import partition
+from distsage.prediction.run import write_predictions
+from tests.unit.partition_graphs import random_directed
+from tests.unit.predict.test_predict import write_run
+
+OURS = str(Path(distsage.__file__).parent)
+KILLS = 12
+SEED = 13
+
+
+def calls_of(do: Callable[[], None], last: int | None = None) -> int:
+    """Run `do` in a child and count its calls; where `last` is given, that call is its last one.
+
+    A call is one of a function of distsage, or one that such a function makes of Python itself,
+    such as os.fsync.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(120)
+        os.environ["OMP_NUM_THREADS"] = "1"  # one thread makes all calls
+        count, status = 0, 1
+
+        def count_call(frame: FrameType, event: str, _: object) -> None:
+            nonlocal count
+            if event in ("call", "c_call") and frame.f_code.co_filename.startswith(OURS):
+                count += 1
+                if count == last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.setprofile(count_call)
+        try:
+            do()
+            status = 0
+        finally:
+            sys.setprofile(None)
+            os.write(writer, str(count).encode())
+            os._exit(status)
+    os.close(writer)
+    with open(reader) as stream:
+        said = stream.read()
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == (0 if last is None else -signal.SIGKILL)
+    return int(said) if last is None else last
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.glob("*")}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("killed")
+    ids = np.array([f"n{v * 7 % 200}" for v in range(200)])
+    graph = random_directed(200, 1500, original_ids=ids)
+    partition(graph, 6, path / "parts", method="random")
+    write_run(path / "run", graph, TrainConfig(parts=path / "parts"))
+    return path / "run"
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "npy"])
+def test_a_killed_prediction_goes_on_to_the_same_bytes(
+    file_format: str, run: Path, tmp_path: Path
+) -> None:
+    def predict(output: Path) -> None:
+        write_predictions(PredictConfig(run_dir=run, output=output, file_format=file_format))
+
+    predict(tmp_path / "whole")
+    whole = content(tmp_path / "whole")
+    calls = calls_of(partial(predict, tmp_path / "counted"))
+    # What a clock decides, such as a line of progress, may take a few calls less.
+    moments = np.random.default_rng(SEED).integers(1, calls * 98 // 100, KILLS).tolist()
+    states = set()
+    for moment in moments:
+        output = tmp_path / str(moment)
+        calls_of(partial(predict, output), last=moment)
+        left = content(output)
+        states.add(len(left))
+        written = {name: data for name, data in left.items() if not name.startswith((".", "_"))}
+        assert written.items() <= whole.items(), f"half-written at call {moment} of {calls}"
+        predict(output)
+        assert content(output) == whole, f"killed at call {moment} of {calls}"
+    assert len(states) > KILLS // 3, "the moments are spread over the whole prediction"
+
+
+def test_parts_that_are_written_are_not_written_again(run: Path, tmp_path: Path) -> None:
+    config = PredictConfig(run_dir=run, output=tmp_path / "out")
+    calls = calls_of(partial(write_predictions, PredictConfig(run_dir=run, output=tmp_path / "a")))
+    calls_of(partial(write_predictions, config), last=calls * 9 // 10)
+    notes = list(config.output.glob("_part-*.json"))
+    first = {path: path.stat().st_ino for path in config.output.glob("part-*")}
+    write_predictions(config)
+    assert 0 < len(notes) < 6
+    again = {path: path.stat().st_ino for path in config.output.glob("part-*")}
+    kept = {path: inode for path, inode in first.items() if again[path] == inode}
+    assert len(kept) == len(notes)
