@@ -92,9 +92,7 @@ class Undisturbed(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    partitioned: Partitioned, tmp_path_factory: pytest.TempPathFactory
-) -> Undisturbed:
+def undisturbed(partitioned: Partitioned, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """16 parts on three hosts, so that one has a part more than the others."""
     path: Path = tmp_path_factory.mktemp("undisturbed")
     job = Undisturbed(partitioned(planted(), 16), path / "run", path / "out", path / "moments")

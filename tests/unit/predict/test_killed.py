@@ -14,34 +14,40 @@ import pytest
 import distsage
 from distsage.config import PredictConfig, TrainConfig
 from distsage.partitioning.run import partition
+from distsage.prediction.output import OutputDirectory
 from distsage.prediction.run import write_predictions
 from tests.unit.partition_graphs import random_directed
 from tests.unit.predict.test_predict import write_run
 
 OURS = str(Path(distsage.__file__).parent)
-KILLS = 12
+BEFORE, WHILE_IT_WRITES = 2, 6
 SEED = 13
 
 
-def calls_of(do: Callable[[], None], last: int | None = None) -> int:
-    """Run `do` in a child and count its calls; where `last` is given, that call is its last one.
+def calls_of(do: Callable[[], None], last: int | None = None) -> tuple[int, int]:
+    """Run `do` in a child that counts its calls, and ends by SIGKILL at the last one, if given.
 
     A call is one of a function of distsage, or one that such a function makes of Python itself,
     such as os.fsync.
+
+    Returns:
+        How many calls there were before the directory was begun, and all (0, 0 of a killed child).
     """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         signal.alarm(120)
         os.environ["OMP_NUM_THREADS"] = "1"  # one thread makes all calls
-        count, status = 0, 1
+        count, begun, status = 0, 0, 1
 
         def count_call(frame: FrameType, event: str, _: object) -> None:
-            nonlocal count
+            nonlocal count, begun
             if event in ("call", "c_call") and frame.f_code.co_filename.startswith(OURS):
                 count += 1
                 if count == last:
                     os.kill(os.getpid(), signal.SIGKILL)
+                if frame.f_code is OutputDirectory.begin.__code__:
+                    begun = begun or count
 
         sys.setprofile(count_call)
         try:
@@ -49,14 +55,15 @@ def calls_of(do: Callable[[], None], last: int | None = None) -> int:
             status = 0
         finally:
             sys.setprofile(None)
-            os.write(writer, str(count).encode())
+            os.write(writer, f"{begun} {count}".encode())
             os._exit(status)
     os.close(writer)
     with open(reader) as stream:
-        said = stream.read()
+        said = stream.read() or "0 0"
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == (0 if last is None else -signal.SIGKILL)
-    return int(said) if last is None else last
+    begun, count = map(int, said.split())
+    return begun, count
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -82,11 +89,12 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(
 
     predict(tmp_path / "whole")
     whole = content(tmp_path / "whole")
-    calls = calls_of(partial(predict, tmp_path / "counted"))
+    begun, calls = calls_of(partial(predict, tmp_path / "counted"))
+    rng = np.random.default_rng(SEED)
     # What a clock decides, such as a line of progress, may take a few calls less.
-    moments = np.random.default_rng(SEED).integers(1, calls * 98 // 100, KILLS).tolist()
+    moments = [*rng.integers(1, begun, BEFORE), *rng.integers(begun, calls - 20, WHILE_IT_WRITES)]
     states = set()
-    for moment in moments:
+    for moment in map(int, moments):
         output = tmp_path / str(moment)
         calls_of(partial(predict, output), last=moment)
         left = content(output)
@@ -95,13 +103,14 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(
         assert written.items() <= whole.items(), f"half-written at call {moment} of {calls}"
         predict(output)
         assert content(output) == whole, f"killed at call {moment} of {calls}"
-    assert len(states) > KILLS // 3, "the moments are spread over the whole prediction"
+    assert len(states) > WHILE_IT_WRITES // 2, "the moments are spread"
 
 
 def test_parts_that_are_written_are_not_written_again(run: Path, tmp_path: Path) -> None:
     config = PredictConfig(run_dir=run, output=tmp_path / "out")
-    calls = calls_of(partial(write_predictions, PredictConfig(run_dir=run, output=tmp_path / "a")))
-    calls_of(partial(write_predictions, config), last=calls * 9 // 10)
+    other = PredictConfig(run_dir=run, output=tmp_path / "a")
+    begun, calls = calls_of(partial(write_predictions, other))
+    calls_of(partial(write_predictions, config), last=(begun + calls) // 2)
     notes = list(config.output.glob("_part-*.json"))
     first = {path: path.stat().st_ino for path in config.output.glob("part-*")}
     write_predictions(config)
