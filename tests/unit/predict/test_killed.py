@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import distsage
+from distsage import progress
 from distsage.config import PredictConfig, TrainConfig
 from distsage.partitioning.run import partition
 from distsage.prediction.output import OutputDirectory
@@ -70,6 +71,12 @@ def content(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.glob("*")}
 
 
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line of progress after some seconds, so that the same calls are made each time."""
+    monkeypatch.setattr(progress, "_LEAST_PAUSE_SECONDS", 1e9)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("killed")
@@ -91,10 +98,10 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(
     whole = content(tmp_path / "whole")
     begun, calls = calls_of(partial(predict, tmp_path / "counted"))
     rng = np.random.default_rng(SEED)
-    # What a clock decides, such as a line of progress, may take a few calls less.
-    moments = [*rng.integers(1, begun, BEFORE), *rng.integers(begun, calls - 20, WHILE_IT_WRITES)]
+    before = rng.choice(np.arange(1, begun), BEFORE, replace=False)
+    while_it_writes = rng.choice(np.arange(begun, calls), WHILE_IT_WRITES, replace=False)
     states = set()
-    for moment in map(int, moments):
+    for moment in (*before.tolist(), *while_it_writes.tolist()):
         output = tmp_path / str(moment)
         calls_of(partial(predict, output), last=moment)
         left = content(output)
