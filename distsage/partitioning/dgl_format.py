@@ -10,7 +10,6 @@ owns it; and what DGL leaves undefined in a header is zero, so that equal parts 
 
 import json
 import os
-import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -23,12 +22,8 @@ import torch
 from dgl.data.utils import load_tensors, save_tensors
 
 from distsage.partitioning.manifest import NODE_DATA, NODE_TYPE, dgl_config
+from distsage.partitioning.node_data import ARRAY, COUNT, MAGIC
 
-# An array in DGL's files: the magic number, a reserved one, the device (type and number), the
-# number of axes, the type (code, bits, lanes), the length of each axis, and the values' bytes.
-_MAGIC = 0xDD5E40F096B4A13F
-_ARRAY = struct.Struct("<QQiiiBBH")
-_COUNT = struct.Struct("<Q")
 # A file of graphs begins with four numbers; the rest of this much is left as the stack had it.
 _GRAPHS_HEADER = 4096
 _DEFINED = 32
@@ -215,11 +210,11 @@ class _Template:
             os.close(file)
         pieces, headers = [], []
         place = start = 0
-        while (found := content.find(_COUNT.pack(_MAGIC), place)) >= 0:
-            axes = _ARRAY.unpack_from(content, found)[4]
-            lengths = found + _ARRAY.size
-            (num_bytes,) = _COUNT.unpack_from(content, lengths + axes * _COUNT.size)
-            place = lengths + (axes + 1) * _COUNT.size + num_bytes
+        while (found := content.find(COUNT.pack(MAGIC), place)) >= 0:
+            axes = ARRAY.unpack_from(content, found)[4]
+            lengths = found + ARRAY.size
+            (num_bytes,) = COUNT.unpack_from(content, lengths + axes * COUNT.size)
+            place = lengths + (axes + 1) * COUNT.size + num_bytes
             if fixed > 0:
                 fixed -= 1
                 continue
@@ -231,7 +226,7 @@ class _Template:
     def keys(self, names: Mapping[str, object]) -> list[str]:
         """In the order of the file, the names that its arrays have."""
         return [
-            next(name for name in names if piece.endswith(_COUNT.pack(len(name)) + name.encode()))
+            next(name for name in names if piece.endswith(COUNT.pack(len(name)) + name.encode()))
             for piece in self.pieces[:-1]
         ]
 
@@ -239,7 +234,7 @@ class _Template:
         """For a graph of so many nodes."""
         pieces = [bytearray(piece) for piece in self.pieces]
         for piece, place in self.counts:
-            _COUNT.pack_into(pieces[piece], place, num_nodes)
+            COUNT.pack_into(pieces[piece], place, num_nodes)
         return replace(self, pieces=tuple(map(bytes, pieces)))
 
     def write(self, file: int, shapes: Sequence[tuple[int, ...]]) -> list[int]:
@@ -250,9 +245,9 @@ class _Template:
         """
         place, starts = 0, []
         for piece, header, shape in zip(self.pieces, self.headers, shapes, strict=False):
-            bits = _ARRAY.unpack(header)[6]
+            bits = ARRAY.unpack(header)[6]
             num_bytes = int(np.prod(shape, dtype=np.int64)) * bits // 8
-            numbers = b"".join(map(_COUNT.pack, (*shape, num_bytes)))
+            numbers = b"".join(map(COUNT.pack, (*shape, num_bytes)))
             start = _write_at(file, place, np.frombuffer(piece + header + numbers, np.uint8))
             starts.append(start)
             place = start + num_bytes

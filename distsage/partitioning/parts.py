@@ -8,7 +8,7 @@ import json
 import os
 import reprlib
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ from distsage.partitioning.manifest import (
     file_names,
     part_file_names,
 )
+from distsage.partitioning.node_data import map_node_data
 
 _READ_BYTES = 1 << 22
 
@@ -215,9 +216,37 @@ class Parts:
         """
         from distsage.partitioning.dgl_format import read_node_data
 
+        self._check_size(f"part{part}/{NODE_DATA}")
+        rows = read_node_data(self.path / f"part{part}")
+        self._check_rows(part, rows)
+        manifest, num_nodes = self.manifest, self.manifest.parts[part].num_nodes
+        if manifest.features.is_sparse:
+            indptr, columns, values = self.sparse_features(part)
+            ones = np.ones(len(columns), np.float32)
+            numbers = ones if values is None else np.array(values)
+            shape = num_nodes, manifest.num_features
+            rows["features"] = scipy.sparse.csr_matrix((numbers, columns, indptr), shape)
+        return rows
+
+    def map_part(self, part: int) -> dict[str, np.ndarray]:
+        """The rows of `load_part` as read-only memory maps; no features where they are sparse.
+
+        They may begin at any byte. Does not import DGL.
+
+        Raises:
+            UserError: as for `load_part`.
+        """
         name = f"part{part}/{NODE_DATA}"
         self._check_size(name)
-        rows = read_node_data(self.path / f"part{part}")
+        try:
+            rows = map_node_data(self.path / f"part{part}")
+        except ValueError as error:
+            raise UserError(f"{error}; partition the graph again") from error
+        self._check_rows(part, rows)
+        return rows
+
+    def _check_rows(self, part: int, rows: Mapping[str, np.ndarray]) -> None:
+        """See that a part's rows have the types and shapes that the manifest says."""
         manifest, num_nodes = self.manifest, self.manifest.parts[part].num_nodes
         labels = (
             ("float32", (num_nodes, manifest.num_classes))
@@ -229,16 +258,9 @@ class Parts:
             expected["features"] = ("float32", (num_nodes, manifest.num_features))
         if {key: (values.dtype.name, values.shape) for key, values in rows.items()} != expected:
             raise UserError(
-                f"{self.path / name} does not hold the rows that the manifest says; partition the "
-                "graph again"
+                f"{self.path / f'part{part}' / NODE_DATA} does not hold the rows that the manifest "
+                "says; partition the graph again"
             )
-        if manifest.features.is_sparse:
-            indptr, columns, values = self.sparse_features(part)
-            ones = np.ones(len(columns), np.float32)
-            numbers = ones if values is None else np.array(values)
-            shape = num_nodes, manifest.num_features
-            rows["features"] = scipy.sparse.csr_matrix((numbers, columns, indptr), shape)
-        return rows
 
     def files_of(self, held: Iterable[int] | None = None) -> list[str]:
         """Names of the files that a host of some parts reads; None names all files there are.
