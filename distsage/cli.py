@@ -288,8 +288,10 @@ def _predict(arguments: Sequence[str]) -> None:
         return
     config = parse(PredictConfig, "predict", arguments)
     level.hold_to(level.chosen())
+    from distsage.limits import hold_to
     from distsage.prediction.run import write_predictions
 
+    hold_to(config.memory_bytes)
     write_predictions(config)
 
 

@@ -55,6 +55,20 @@ def parse_bytes(text: str) -> int:
     return int(float(match.group(1)) * 1024 ** ("KMGT".index(match.group(2).upper()) + 1))
 
 
+def _memory_bytes(memory: str | None) -> int | None:
+    """--memory in bytes.
+
+    Raises:
+        UserError: it is no size.
+    """
+    try:
+        return None if memory is None else parse_bytes(memory)
+    except ValueError as error:
+        raise UserError(
+            f"--memory {error}; give a number with K, M, G or T behind it, such as 4G"
+        ) from error
+
+
 def _require(holds: bool, sentence: str) -> None:
     if not holds:
         raise UserError(sentence)
@@ -157,15 +171,10 @@ class PartitionConfig(DatasetOptions):
     @property
     def memory_bytes(self) -> int | None:
         """--memory in bytes."""
-        return None if self.memory is None else parse_bytes(self.memory)
+        return _memory_bytes(self.memory)
 
     def __post_init__(self) -> None:
-        try:
-            _ = self.memory_bytes
-        except ValueError as error:
-            raise UserError(
-                f"--memory {error}; give a number with K, M, G or T behind it, such as 4G"
-            ) from error
+        _ = self.memory_bytes
         _require(
             self.num_parts >= 1,
             f"--num-parts is {self.num_parts}; give at least as many as hosts to train on",
@@ -511,9 +520,18 @@ class PredictConfig(ModelOptions):
     """all, train, val or test; or a file of original ids: .npy, or text with one on each line."""
     file_format: Literal["parquet", "npy"] = "parquet"
     """Of a directory's files: tables, or arrays of values beside arrays of ids."""
+    memory: str | None = None
+    """Memory that each process may use, such as 4G (default: its share of what the job may use).
+    Rows that do not fit lie in files beside the output meanwhile, whose pages do not count."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """--memory in bytes."""
+        return _memory_bytes(self.memory)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _ = self.memory_bytes
         _require(
             self.output.suffix in ("", ".csv", ".parquet", ".npz") or self.output.is_dir(),
             f"--output {self.output} ends in none of .csv, .parquet and .npz; name a file that "

@@ -19,6 +19,7 @@ _PROC = Path("/proc")
 
 
 _most: int | None = None  # what `hold_to` was told
+_share: int | None = None  # what `take_share` found
 
 
 def hold_to(memory: int | None) -> None:
@@ -28,6 +29,16 @@ def hold_to(memory: int | None) -> None:
     """
     global _most
     _most = memory
+
+
+def take_share(processes: int) -> None:
+    """Bound what `free_memory` says by an equal share of what the job can still take here.
+
+    Args:
+        processes: that begin to take memory now, each of which calls this before one of them does.
+    """
+    global _share
+    _share = _own_memory() + _free_for_job() // processes
 
 
 def require_memory(need: int, what: str) -> None:
@@ -69,16 +80,19 @@ def require_disk(need: int, place: Path, what: str) -> None:
 
 def more_memory(need: int) -> str:
     """What to do where `need` bytes more are too many."""
-    if _most is None:
+    if _most is None or (_share is not None and _share < _most):
         return "use a machine with more"
     return f"give --memory {-(-(_own_memory() + need) // (1 << 20))}M or more"
 
 
 def free_memory() -> int:
-    """Bytes that this job can still take on this host, and this process within `hold_to`."""
+    """Bytes that this job can still take on this host, this process within its bounds."""
+    bounds = [most for most in (_most, _share) if most is not None]
+    return min([_free_for_job(), *(max(most - _own_memory(), 0) for most in bounds)])
+
+
+def _free_for_job() -> int:
     free = [psutil.virtual_memory().available, *_group_free()]
-    if _most is not None:
-        free.append(max(_most - _own_memory(), 0))
     promised = _slurm_memory(os.environ)
     if promised is not None:
         free.append(max(promised - _job_memory(os.environ.get("SLURM_JOB_ID", "")), 0))

@@ -1,8 +1,8 @@
 """Layer-wise inference over whole neighbourhoods: no sampling, every row computed once per layer.
 
 Runs in the local run and in prediction; on trainer ranks `layer_rows` is the owner-computes step of
-each layer, between exchanges of halo rows. Rows between layers are in the host's memory, wherever
-the model computes.
+each layer, between exchanges of halo rows. Rows between layers are in the host's memory, or where
+`Rooms` puts them, wherever the model computes.
 """
 
 import threading
@@ -15,6 +15,7 @@ from torch import Tensor
 from distsage.data.graph import Topology
 from distsage.features.matrix import Features, SparseRows
 from distsage.features.slots import gather_rows
+from distsage.features.stored import StoredFeatures
 from distsage.kernels import threads
 from distsage.kernels.picking import number_nodes
 from distsage.model import cpu, cpu_input, tensor_ops
@@ -31,7 +32,52 @@ _TORCH_PIECE_BYTES = 256 * 2**20
 """The same on a CPU at level `torch`."""
 
 
-def exchanged_rows(model: GraphSAGE, layer: int, h: Features) -> Tensor:
+class Rooms:
+    """Where the rows that inference makes are kept: here, in memory.
+
+    A subclass may keep them elsewhere, and layers for a process that goes on after this one.
+    """
+
+    def table(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Room for rows that are needed for a while; as `torch.empty`."""
+        return torch.empty(shape, dtype=dtype)
+
+    def layer(self, layer: int, count: int, width: int) -> Tensor:
+        """Room for what comes out of a layer, float32 `[count, width]`; 0 for the first layer."""
+        return self.table(count, width)
+
+    def finish(self, layer: int, rows: Tensor) -> None:
+        """All rows of the layer are there, in the room that it was given."""
+
+    def finished(self, num_layers: int) -> tuple[int, Tensor] | None:
+        """The last one of so many layers that is finished already, and its rows."""
+        return None
+
+
+IN_MEMORY = Rooms()
+
+
+def working_bytes(model: GraphSAGE, *, sparse: bool) -> int:
+    """Memory that the layers take beside the rows that rooms are made for, on a CPU; about.
+
+    Args:
+        model: on the CPU.
+        sparse: whether the features are sparse rows.
+    """
+    kernels = by_kernels(torch.device("cpu"))
+    piece_bytes = _PIECE_BYTES if kernels else _TORCH_PIECE_BYTES
+    most = 0
+    for index, layer in enumerate(model.layers):
+        out_width, both_widths = layer.weight.shape
+        width = out_width if sparse and index == 0 else layer.in_width
+        # Of a destination: its own row, its neighbours' mean, and what comes of both.
+        most = max(most, piece_bytes * (both_widths + 2 * out_width) // (2 * width))
+    return (threads.budget() if kernels else 1) * most
+
+
+def exchanged_rows(
+    model: GraphSAGE, layer: int, h: Features | StoredFeatures, rooms: Rooms = IN_MEMORY
+) -> Tensor:
     """What a layer takes the mean of, row by row: `W_neigh h` where that is narrower, otherwise h.
 
     The mean is linear, so that rows may be multiplied before they are sent and added up: the last
@@ -42,6 +88,7 @@ def exchanged_rows(model: GraphSAGE, layer: int, h: Features) -> Tensor:
         model: on the device that computes.
         layer: 0 for the first.
         h: `[n, in_width]`, the previous layer's rows, on the CPU.
+        rooms: where rows are put that are not in memory yet.
 
     Returns:
         `[n, in_width]`, or float32 `[n, out_width]`, on the CPU.
@@ -50,12 +97,12 @@ def exchanged_rows(model: GraphSAGE, layer: int, h: Features) -> Tensor:
         assert isinstance(h, Tensor)
         return h
     weight = model.weight_of(layer).detach()[:, model.layers[layer].in_width :].t().contiguous()
-    out = torch.empty(len(h), weight.shape[1])
+    out = rooms.table(len(h), weight.shape[1])
 
     def rows(begin: int, end: int) -> None:
         out[begin:end] = _product(h, begin, end, weight)
 
-    row_bytes = 4 * max(weight.shape[1] if isinstance(h, SparseRows) else len(weight), 1)
+    row_bytes = 4 * max(weight.shape[1] if _is_sparse(h) else len(weight), 1)
     if by_kernels(weight.device):
         threads.share_rows(rows, len(h), max(1, _PIECE_BYTES // row_bytes))
     else:
@@ -65,11 +112,11 @@ def exchanged_rows(model: GraphSAGE, layer: int, h: Features) -> Tensor:
     return out
 
 
-def _product(rows: Features, begin: int, end: int, weight: Tensor) -> Tensor:
+def _product(rows: Features | StoredFeatures, begin: int, end: int, weight: Tensor) -> Tensor:
     """Rows [begin, end) times a contiguous weight `[F, out]`: float32 on its device, here."""
-    if isinstance(rows, Tensor):
-        return rows[begin:end].to(weight.device).float() @ weight
-    some = rows.between(begin, end)
+    some = rows[begin:end] if isinstance(rows, Tensor) else rows.between(begin, end)
+    if isinstance(some, Tensor):
+        return some.to(weight.device).float() @ weight
     if by_kernels(weight.device):
         return cpu_input.sparse_product(some, weight)
     return tensor_ops.sparse_products(some.to(weight.device), weight)
@@ -78,11 +125,12 @@ def _product(rows: Features, begin: int, end: int, weight: Tensor) -> Tensor:
 def layer_rows(
     model: GraphSAGE,
     layer: int,
-    own: Features,
+    own: Features | StoredFeatures,
     tables: tuple[Tensor, ...],
     indptr: np.ndarray,
     slots: np.ndarray,
     on_rows: Callable[[int], object] = lambda count: None,
+    rooms: Rooms = IN_MEMORY,
 ) -> Tensor:
     """Compute one layer for some destinations from all their neighbours.
 
@@ -100,6 +148,7 @@ def layer_rows(
         slots: integer `[nnz]`, slot of each edge's source; starts at the first edge of the range.
         on_rows: told how many rows more are computed, every few thousand; by any thread, but by one
             at a time.
+        rooms: where the rows are put.
 
     Returns:
         float32 `[n, out_width]` on the CPU.
@@ -107,7 +156,7 @@ def layer_rows(
     width = model.layers[layer].in_width
     weight, bias = model.weight_of(layer).detach(), model.layers[layer].bias.detach()
     weight_self, weight_neighbours = weight[:, :width].t().contiguous(), weight[:, width:].t()
-    out = torch.empty(len(own), len(weight))
+    out = rooms.layer(layer, len(own), len(weight))
     telling = threading.Lock()
 
     def compute(begin: int, end: int, mean: Tensor) -> None:
@@ -126,18 +175,20 @@ def layer_rows(
         first, last = indptr[begin] - indptr[0], indptr[end] - indptr[0]
         return indptr[begin : end + 1] - indptr[begin], slots[first:last]
 
-    row_width = max(tables[0].shape[1], 0 if isinstance(own, SparseRows) else width)
+    row_width = max(tables[0].shape[1], 0 if _is_sparse(own) else width)
     if by_kernels(weight.device):
         threads.share_rows(
             lambda begin, end: compute(begin, end, cpu.neighbour_mean(tables, *edges(begin, end))),
             len(own),
             max(1, _PIECE_BYTES // (8 * row_width)),
         )
+        rooms.finish(layer, out)
         return out
     mean_of = _MeanByTensorOps(tables, weight.device)
     row_bytes = 4 * row_width
     for begin, end in _pieces(indptr, _piece_bytes(weight.device) // row_bytes):
         compute(begin, end, mean_of(*edges(begin, end)))
+    rooms.finish(layer, out)
     return out
 
 
@@ -181,31 +232,47 @@ def _piece_bytes(device: torch.device) -> int:
 def infer(
     model: GraphSAGE,
     topology: Topology,
-    features: Features,
+    features: Features | StoredFeatures,
     num_layers: int | None = None,
     on_rows: Callable[[int], object] = lambda count: None,
+    rooms: Rooms = IN_MEMORY,
 ) -> Tensor:
     """Logits of every node from whole neighbourhoods, in one process.
 
     Args:
-        model: its device computes; the host holds two layers' rows of all nodes.
+        model: its device computes; rooms are made for two layers' rows of all nodes.
         topology: in-edges of all N nodes.
         features: `[N, F]`.
         num_layers: stop after so many layers; None goes through all. All but the last give the
             input of the last layer, the embeddings.
         on_rows: as in `layer_rows`; of N rows in each layer.
+        rooms: where all that is put. The layers that are finished there are not computed again.
 
     Returns:
         float32 `[N, C]`, or the width of the layer that was stopped after, on the CPU.
     """
-    h: Features = features
-    for layer in range(len(model.layers) if num_layers is None else num_layers):
-        tables = (exchanged_rows(model, layer, h),)
-        h = layer_rows(model, layer, h, tables, topology.indptr, topology.indices, on_rows)
+    count = len(model.layers) if num_layers is None else num_layers
+    h: Features | StoredFeatures = features
+    first = 0
+    found = rooms.finished(count)
+    if found is not None:
+        first, h = found[0] + 1, found[1]
+        on_rows(first * topology.num_nodes)
+    for layer in range(first, count):
+        if isinstance(h, StoredFeatures) and not _multiplies_first(model, layer, h):
+            h = h.table(rooms.table)
+        table = exchanged_rows(model, layer, h, rooms)
+        edges = topology.indptr, topology.indices
+        h = layer_rows(model, layer, h, (table,), *edges, on_rows, rooms)
+        del table  # before the next one is made
     assert isinstance(h, Tensor)
     return h
 
 
-def _multiplies_first(model: GraphSAGE, layer: int, rows: Features) -> bool:
+def _multiplies_first(model: GraphSAGE, layer: int, rows: Features | StoredFeatures) -> bool:
     out_width, both_widths = model.layers[layer].weight.shape
-    return isinstance(rows, SparseRows) or 2 * out_width < both_widths
+    return _is_sparse(rows) or 2 * out_width < both_widths
+
+
+def _is_sparse(rows: Features | StoredFeatures) -> bool:
+    return rows.is_sparse if isinstance(rows, StoredFeatures) else isinstance(rows, SparseRows)

@@ -4,7 +4,10 @@ A directory is whole when `_manifest.json` is there. Readers of tables pass over
 with `_`, so they read the directory as one table. Runs on trainer ranks and on one machine.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,9 +30,38 @@ from distsage.partitioning.parts import sha256
 MANIFEST = "_manifest.json"
 JOB = "_job"
 """What an MPI job keeps in the directory for itself: its logs."""
+ROWS = "_rows"
+"""What is kept there meanwhile of rows that do not fit into memory."""
 _STARTED = "_started.json"
-# Rows that are turned into a table at a time.
-_TABLE_ROWS = 1 << 18
+# What is made, and written, at a time: at most so many rows, and so many bytes of values.
+_MOST_ROWS = 1 << 18
+_CHUNK_BYTES = 1 << 23
+WRITING_BYTES = 6 * _CHUNK_BYTES
+"""Memory that writing takes; about."""
+
+
+@dataclass(frozen=True)
+class MadeRows:
+    """An array that is made as it is written: a slice of it is an array in memory.
+
+    Attributes:
+        shape: `(n,)` or `(n, D)`.
+        dtype: of its elements.
+        make: makes the rows of a slice.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[slice], np.ndarray]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.make(rows)
+
+
+Rows = np.ndarray | MadeRows
 
 
 @dataclass(frozen=True)
@@ -61,7 +93,7 @@ class OutputDirectory:
         said = manifest if manifest.exists() else self.path / _STARTED
         if not said.exists():
             half_begun = {path.name for path in self.path.glob(f".{_STARTED}.*.tmp")}
-            if {entry.name for entry in self.path.iterdir()} - {JOB} - half_begun:
+            if {entry.name for entry in self.path.iterdir()} - {JOB, ROWS} - half_begun:
                 raise UserError(
                     f"--output {self.path} holds other files; name another directory, or one that "
                     "is to be made"
@@ -98,7 +130,7 @@ class OutputDirectory:
         files = [(self.path / file["name"], file["bytes"]) for file in read_json(note)["files"]]
         return all(file.exists() and file.stat().st_size == size for file, size in files)
 
-    def write_part(self, part: int, ids: np.ndarray, values: np.ndarray) -> None:
+    def write_part(self, part: int, ids: Rows, values: Rows) -> None:
         """Write a part's rows; each file appears whole, and a note of them last.
 
         Args:
@@ -115,7 +147,7 @@ class OutputDirectory:
                 contents = {".npy": values, ".ids.npy": ids}
                 for ending, array in contents.items():
                     with atomic_file(stem.with_name(stem.name + ending)) as stream:
-                        np.save(stream, array, allow_pickle=False)
+                        _write_array(stream, array)
             else:
                 contents = {".parquet": values}
                 with atomic_file(stem.with_name(f"{stem.name}.parquet")) as stream:
@@ -150,6 +182,7 @@ class OutputDirectory:
         with explain_write_errors(self.path, "--output"):
             for scaffold in (*self.path.glob("_part-*.json"), self.path / _STARTED):
                 scaffold.unlink(missing_ok=True)
+            shutil.rmtree(self.path / ROWS, ignore_errors=True)
 
 
 def _note_of(part: int) -> str:
@@ -168,11 +201,19 @@ def check_file(path: Path) -> None:
         raise UserError(f"--output {path}: there is no directory {path.parent}; make it first")
 
 
-def write_file(path: Path, columns: Sequence[str], ids: np.ndarray, values: np.ndarray) -> None:
+def rows_folder(output: Path, *, is_file: bool) -> Path:
+    """Where rows lie that do not fit into memory, until `output` is written."""
+    return output.with_name(f".{output.name}.rows") if is_file else output / ROWS
+
+
+def write_file(path: Path, columns: Sequence[str], ids: Rows, values: Rows) -> None:
     """Write ids `[N]` and values `[N, D]`: an .npz of the two, or a table of `columns`."""
     with atomic_file(path) as stream:
         if path.suffix == ".npz":
-            np.savez(stream, ids=ids, values=values)
+            with zipfile.ZipFile(stream, "w") as archive:
+                for name, array in (("ids", ids), ("values", values)):
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        _write_array(member, array)
         elif path.suffix == ".parquet":
             _write_parquet(stream, columns, ids, values)
         else:
@@ -184,23 +225,36 @@ def write_file(path: Path, columns: Sequence[str], ids: np.ndarray, values: np.n
                     writer.write_batch(batch)
 
 
-def _write_parquet(
-    stream: IO[Any], columns: Sequence[str], ids: np.ndarray, values: np.ndarray
-) -> None:
+def _write_array(stream: IO[Any], array: Rows) -> None:
+    """Write an array in numpy's format."""
+    descr = np.lib.format.dtype_to_descr(array.dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    for rows in _slices(array):
+        stream.write(np.ascontiguousarray(array[rows]).reshape(-1).view(np.uint8).data)
+
+
+def _write_parquet(stream: IO[Any], columns: Sequence[str], ids: Rows, values: Rows) -> None:
     schema = _schema(columns, ids)
     with pa.parquet.ParquetWriter(stream, schema) as writer:
         for batch in _batches(ids, values, schema):
             writer.write_batch(batch)
 
 
-def _schema(columns: Sequence[str], ids: np.ndarray) -> pa.Schema:
+def _schema(columns: Sequence[str], ids: Rows) -> pa.Schema:
     id_type = pa.int64() if ids.dtype.kind == "i" else pa.string()
     return pa.schema([(columns[0], id_type), *((name, pa.float32()) for name in columns[1:])])
 
 
-def _batches(ids: np.ndarray, values: np.ndarray, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for start in range(0, len(ids), _TABLE_ROWS):
-        rows = slice(start, start + _TABLE_ROWS)
+def _slices(array: Rows) -> Iterator[slice]:
+    row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
+    step = min(_MOST_ROWS, max(1, _CHUNK_BYTES // max(row_bytes, 1)))
+    for begin in range(0, len(array), step):
+        yield slice(begin, min(begin + step, len(array)))
+
+
+def _batches(ids: Rows, values: Rows, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for rows in _slices(values):
         columns = [ids[rows], *np.ascontiguousarray(values[rows].T)]
         yield pa.record_batch(
             [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)],

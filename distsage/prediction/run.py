@@ -1,11 +1,12 @@
 """What a trained model says of nodes, by original id. Runs on one machine, without MPI.
 
-Imports DGL only where the data lie in DGL's files.
+Imports DGL only where a dataset lies in DGL's files.
 """
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,21 +15,35 @@ import torch
 from torch import Tensor
 
 from distsage.config import ModelOptions, PredictConfig, ReadingOptions
-from distsage.data.graph import Graph
+from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
-from distsage.features.matrix import dense_table, feature_scales, sparse_rows
+from distsage.features.matrix import feature_scales
+from distsage.features.stored import StoredFeatures
+from distsage.kernels import level
 from distsage.model.backend import set_threads
 from distsage.model.graphsage import GraphSAGE
-from distsage.model.inference import infer
-from distsage.partitioning.verify import load_parts
+from distsage.model.inference import IN_MEMORY, Rooms, infer, working_bytes
+from distsage.partitioning.parts import Parts
+from distsage.partitioning.verify import verify
 from distsage.prediction import trained
-from distsage.prediction.output import OutputDirectory, check_file, write_file
+from distsage.prediction.output import (
+    WRITING_BYTES,
+    MadeRows,
+    OutputDirectory,
+    check_file,
+    rows_folder,
+    write_file,
+)
+from distsage.prediction.rooms import BoundedRooms
 from distsage.prediction.selection import choose
 from distsage.progress import progress
 from distsage.train.local import checksum_of, without_edges
 from distsage.train.run_directory import RunDirectory
 
 What = Literal["probabilities", "logits", "embeddings"]
+
+_BYTES_PER_NODE = 40
+"""Numbers of nodes, which are chosen and sorted; about."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,76 @@ class TrainedModel:
     run_dir: Path
     network: GraphSAGE
     description: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A graph that a model is applied to. What is not asked for is not read.
+
+    Attributes:
+        name: of the graph.
+        topology: in-edges of all N nodes.
+        features: float32.
+        scales: gives the scales of their columns for int8, as `feature_scales` does.
+        ids: int64 or unicode `[N]`, the original ids; may be a memory map.
+        data: labels, train_mask, val_mask or test_mask of all nodes, as a `Graph` has them.
+        offsets: int64 `[P + 1]`, the bounds of its parts; a dataset is one part.
+        checksum: of all that; empty for a graph in memory.
+    """
+
+    name: str
+    topology: Topology
+    features: StoredFeatures
+    scales: Callable[[], np.ndarray | None]
+    ids: np.ndarray
+    data: Callable[[str], np.ndarray]
+    offsets: np.ndarray
+    checksum: str
+
+    @classmethod
+    def of_graph(cls, graph: Graph, checksum: str = "") -> "Subject":
+        """A graph in memory."""
+        count = graph.num_nodes
+        return cls(
+            name=graph.name,
+            topology=graph.topology,
+            features=StoredFeatures.of_matrix(graph.features),
+            scales=lambda: feature_scales(graph.features),
+            ids=np.arange(count) if graph.original_ids is None else graph.original_ids,
+            data=lambda name: np.asarray(getattr(graph, name)),
+            offsets=np.array([0, count]),
+            checksum=checksum,
+        )
+
+    @classmethod
+    def of_parts(cls, parts: Parts) -> "Subject":
+        """The graph that some parts are of.
+
+        Raises:
+            UserError: a file cannot be read, or is not the one that was written.
+        """
+        verify(parts)
+
+        def data(name: str) -> np.ndarray:
+            rows = [parts.map_part(part)[name] for part in range(parts.num_parts)]
+            joined = np.concatenate(rows)
+            return joined if name == "labels" else joined.astype(bool)
+
+        return cls(
+            name=parts.manifest.graph_name,
+            topology=parts.topology(),
+            features=StoredFeatures.of_parts(parts),
+            scales=parts.feature_scales,
+            ids=parts.original_ids(),
+            data=data,
+            offsets=parts.offsets,
+            checksum=parts.manifest.checksum,
+        )
+
+    @property
+    def num_nodes(self) -> int:
+        """N."""
+        return self.topology.num_nodes
 
 
 def load_model(run_dir: Path | str) -> TrainedModel:
@@ -91,25 +176,27 @@ def predict(
     description = model.description
     trained.check_fit(model.run_dir, description, graph)
     num_layers = trained.num_layers_of(model.run_dir, description, what, layer)
-    return answers(rows_of(model, graph, num_layers), what, description["task"]).numpy()
+    rows = rows_of(model, Subject.of_graph(graph), num_layers)
+    return answers(rows, what, description["task"]).numpy()
 
 
-def rows_of(model: TrainedModel, graph: Graph, num_layers: int) -> Tensor:
-    """Every node's row after so many layers: float32, on the CPU."""
+def rows_of(
+    model: TrainedModel, subject: Subject, num_layers: int, rooms: Rooms = IN_MEMORY
+) -> Tensor:
+    """Every node's row after so many layers: float32, on the CPU, where `rooms` puts it."""
     set_threads(torch.device("cpu"))
     config = model.description["config"]
-    topology = without_edges(graph.topology) if config.get("ignore_edges") else graph.topology
-    as_trained = dense_table if isinstance(graph.features, np.ndarray) else sparse_rows
+    topology = without_edges(subject.topology) if config.get("ignore_edges") else subject.topology
     dtype, scale = config.get("feat_dtype", "float32"), None
     network = model.network
     if dtype == "int8":
-        scale = feature_scales(graph.features)
+        scale = subject.scales()
     if scale is not None:
         network = copy.deepcopy(network)  # its weights stay those of features as they are
         network.scale_inputs(torch.from_numpy(scale))
-    features = as_trained(graph.features, dtype, scale)
-    with progress("predicting", graph.num_nodes * num_layers, "rows") as advance:
-        return infer(network, topology, features, num_layers, advance)
+    features = replace(subject.features, dtype=dtype, scale=scale)
+    with progress("predicting", subject.num_nodes * num_layers, "rows") as advance:
+        return infer(network, topology, features, num_layers, advance, rooms)
 
 
 def answers(rows: Tensor, what: What, task: str) -> Tensor:
@@ -129,70 +216,115 @@ def write_predictions(config: PredictConfig) -> None:
     the order of the parts.
 
     Raises:
-        UserError: there is no such run, its graph is not to be found or does not fit its model, or
-            the output cannot be written.
+        UserError: there is no such run, its graph is not to be found or does not fit its model, the
+            output cannot be written, or there is too little memory.
     """
     if config.is_file:
         check_file(config.output)
     model = load_model(config.run_dir)
     description = model.description
     trained.num_layers_of(config.run_dir, description, config.what, config.layer)
-    graph, offsets, checksum = load_graph_of(config, description)
-    trained.check_fit(config.run_dir, description, graph)
-    about = trained.about_predictions(
-        config,
-        description,
-        {
-            "name": graph.name,
-            "nodes": graph.num_nodes,
-            "edges": graph.topology.num_edges,
-            "checksum": checksum,
-        },
+    with BoundedRooms(rows_folder(config.output, is_file=config.is_file)) as rooms:
+        scratch = None if config.memory is None else partial(rooms.scratch, "dataset")
+        subject = load_graph_of(config, description, scratch)
+        graph = {
+            "name": subject.name,
+            "nodes": subject.num_nodes,
+            "edges": subject.topology.num_edges,
+            "checksum": subject.checksum,
+        }
+        about = trained.about_predictions(config, description, graph)
+        directory = OutputDirectory(config.output, about)
+        if not config.is_file and directory.is_whole():
+            print(f"{config.output} is whole already")
+            return
+        chosen = np.flatnonzero(
+            choose(config.nodes, subject.ids, lambda name: subject.data(f"{name}_mask"))
+        )
+        rooms.prepare(
+            working_bytes(model.network, sparse=subject.features.is_sparse)
+            + WRITING_BYTES
+            + _BYTES_PER_NODE * subject.num_nodes,
+            {"model": about["model"], "graph": graph, "kernels": str(level.chosen())},
+        )
+        rows = rows_of(model, subject, about["layer"], rooms)
+
+        def written(nodes: np.ndarray) -> tuple[MadeRows, MadeRows]:
+            return to_write(
+                subject.ids,
+                nodes,
+                rows.shape[1],
+                lambda some: rows[torch.from_numpy(nodes[some])],
+                config.what,
+                description["task"],
+            )
+
+        if config.is_file:
+            order = np.argsort(subject.ids[chosen], kind="stable")
+            try:
+                write_file(config.output, about["columns"], *written(chosen[order]))
+            except OSError as error:
+                raise UserError(
+                    f"cannot write --output {config.output}: {error.strerror}"
+                ) from error
+        else:
+            directory.begin()
+            bounds = np.searchsorted(chosen, subject.offsets)
+            for part in range(len(subject.offsets) - 1):
+                if not directory.written(part):
+                    directory.write_part(part, *written(chosen[slice(*bounds[part : part + 2])]))
+            directory.finish(len(subject.offsets) - 1)
+    print(f"{config.what} of {len(chosen):,} nodes written to {config.output}")
+
+
+def to_write(
+    ids: np.ndarray,
+    nodes: np.ndarray,
+    width: int,
+    take: Callable[[slice], Tensor],
+    what: What,
+    task: str,
+) -> tuple[MadeRows, MadeRows]:
+    """The original ids of some nodes, and the answers, to be made as they are written.
+
+    Args:
+        ids: int64 or unicode, original ids.
+        nodes: int64 `[n]`, positions in `ids`.
+        width: D.
+        take: copies a range of these nodes' rows, float32 `[., D]`, of the model's layer.
+        what, task: as for `answers`.
+    """
+    return (
+        MadeRows(nodes.shape, ids.dtype, lambda some: np.asarray(ids[nodes[some]])),
+        MadeRows(
+            (len(nodes), width),
+            np.dtype(np.float32),
+            lambda some: answers(take(some), what, task).numpy(),
+        ),
     )
-    directory = OutputDirectory(config.output, about)
-    if not config.is_file and directory.is_whole():
-        print(f"{config.output} is whole already")
-        return
-    ids = np.arange(graph.num_nodes) if graph.original_ids is None else graph.original_ids
-    chosen = np.flatnonzero(choose(config.nodes, ids, lambda name: getattr(graph, f"{name}_mask")))
-    rows = rows_of(model, graph, about["layer"])[torch.from_numpy(chosen)]
-    values = answers(rows, config.what, description["task"]).numpy()
-    ids = np.asarray(ids[chosen])
-    if config.is_file:
-        order = np.argsort(ids, kind="stable")
-        try:
-            write_file(config.output, about["columns"], ids[order], values[order])
-        except OSError as error:
-            raise UserError(f"cannot write --output {config.output}: {error.strerror}") from error
-    else:
-        directory.begin()
-        bounds = np.searchsorted(chosen, offsets)
-        for part in range(len(offsets) - 1):
-            own = slice(*bounds[part : part + 2])
-            if not directory.written(part):
-                directory.write_part(part, ids[own], values[own])
-        directory.finish(len(offsets) - 1)
-    print(f"{config.what} of {len(ids):,} nodes written to {config.output}")
 
 
 def load_graph_of(
-    config: ModelOptions, description: Mapping[str, Any]
-) -> tuple[Graph, np.ndarray, str]:
+    config: ModelOptions,
+    description: Mapping[str, Any],
+    scratch: Callable[[], Path] | None = None,
+) -> Subject:
     """The graph that the run was trained on, or one like it, read as the run read it.
 
     Args:
         config: says where the graph lies now, if it has moved, or which other one to take.
         description: what the run's model file says beside the weights.
+        scratch: makes an empty folder for what of a dataset need not be in memory; None reads it
+            into memory.
 
-    Returns:
-        The graph, the bounds of its parts (int64 `[P + 1]`; a dataset is one part), and its
-        checksum.
+    Raises:
+        UserError: it is not to be found, cannot be read, or does not fit the model.
     """
     saved = description["config"]
     path = trained.parts_of(config.run_dir, config.parts, config.dataset, description)
     if path is not None:
         parts = trained.open_parts(config.run_dir, description, path)
-        return load_parts(path)[0], parts.offsets, parts.manifest.checksum
+        return Subject.of_parts(parts)
     reading = saved
     recorded = saved.get("parts") or saved.get("conf_file")
     if recorded is not None:
@@ -217,5 +349,7 @@ def load_graph_of(
         **options,
         seed=reading.get("split_seed", saved["seed"]),
         encoding=trained.encoding_of(description),
+        scratch=None if scratch is None else scratch(),
     )
-    return graph, np.array([0, graph.num_nodes]), checksum_of(graph)
+    trained.check_fit(config.run_dir, description, graph)
+    return Subject.of_graph(graph, checksum_of(graph))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from distsage.config import EvaluateConfig
-from distsage.prediction import trained
 from distsage.prediction.run import load_graph_of, load_model, rows_of
 from distsage.prediction.selection import choose
 from distsage.train.collectives import Collectives
@@ -26,12 +25,10 @@ def evaluate(config: EvaluateConfig) -> tuple[Scores, Mapping[str, Any]]:
         UserError: there is no such run, or its graph is not to be found or does not fit its model.
     """
     model = load_model(config.run_dir)
-    graph, _, _ = load_graph_of(config, model.description)
-    trained.check_fit(config.run_dir, model.description, graph)
-    labels = torch.from_numpy(graph.labels)
-    ids = np.arange(graph.num_nodes) if graph.original_ids is None else graph.original_ids
-    masks = masks_of(config.nodes, ids, labels, lambda name: getattr(graph, f"{name}_mask"))
-    rows = rows_of(model, graph, len(model.network.layers))
+    subject = load_graph_of(config, model.description)
+    labels = torch.from_numpy(subject.data("labels"))
+    masks = masks_of(config.nodes, subject.ids, labels, lambda name: subject.data(f"{name}_mask"))
+    rows = rows_of(model, subject, len(model.network.layers))
     return score_masks(rows, labels, masks, Collectives()), model.description
 
 
