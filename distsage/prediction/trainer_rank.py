@@ -6,20 +6,29 @@ import torch.distributed
 from torch import Tensor
 
 from distsage.config import ModelJobConfig, PredictConfig
+from distsage.features.rows import PULL_ROWS
 from distsage.launch import job as bring_up
 from distsage.launch.dgl.client import GraphStore
 from distsage.launch.job import Job
 from distsage.launch.watch.progress import State, Watched
+from distsage.limits import hold_to, take_share
 from distsage.model.backend import set_threads
-from distsage.prediction.output import OutputDirectory
+from distsage.model.inference import IN_MEMORY, Rooms, working_bytes
+from distsage.prediction.output import WRITING_BYTES, OutputDirectory, rows_folder
 from distsage.prediction.part_rows import rows_of_parts
-from distsage.prediction.run import TrainedModel, answers, load_model
+from distsage.prediction.rooms import BoundedRooms
+from distsage.prediction.run import TrainedModel, load_model, to_write
 from distsage.prediction.scores import lines, masks_of
 from distsage.prediction.selection import choose
-from distsage.train.collectives import Collectives
+from distsage.train.collectives import EXCHANGE_BYTES, Collectives
 from distsage.train.evaluation import score_masks
 from distsage.train.halo_inference import HaloInference
 from distsage.train.local import without_edges
+
+_BYTES_PER_NODE = 12
+"""Of the whole graph: whether a node is of the halo, and its row's number; about."""
+_PULLS = 3
+"""Copies of a piece of rows while it is pulled; about."""
 
 
 def run(job: Job[ModelJobConfig], watched: Watched) -> None:
@@ -64,13 +73,13 @@ class _Work:
     def _everyone(self, found: np.ndarray) -> np.ndarray:
         return self._trainers.sum(torch.from_numpy(found)).numpy()
 
-    def _rows(self, num_layers: int | None) -> Tensor:
+    def _rows(self, num_layers: int | None, rooms: Rooms = IN_MEMORY) -> Tensor:
         """The rows of this trainer's nodes after so many layers."""
         topology = self._job.parts.parts.topology()
         if self._model.description["config"].get("ignore_edges"):
             topology = without_edges(topology)
         part = self._low, self._high
-        halo = HaloInference(topology, self._bounds, part, self._trainers, self._mark)
+        halo = HaloInference(topology, self._bounds, part, self._trainers, self._mark, rooms)
         return halo.run(
             self._model.network,
             self._store.own_features(),
@@ -80,34 +89,60 @@ class _Work:
 
     def predict(self, asked: PredictConfig) -> None:
         """Compute this trainer's nodes, and write the parts that fall to it."""
-        about, trainers = self._job.config.about, self._trainers
-        output = OutputDirectory(asked.output, about)
+        trainers = self._trainers
+        output = OutputDirectory(asked.output, self._job.config.about)
+        folder = rows_folder(asked.output, is_file=False) / f"trainer-{trainers.rank}"
+        with BoundedRooms(folder) as rooms:
+            self._prepare(rooms, asked.memory_bytes)
+            trainers.barrier()
+            if trainers.rank == 0:
+                output.begin()
+            self._write_parts(asked, output, rooms)
+        self._mark("waiting for all parts to be written", State.WAITING)
+        trainers.barrier()
         if trainers.rank == 0:
-            output.begin()
+            num_rows = output.finish(self._job.parts.parts.num_parts)
+            print(f"{asked.what} of {num_rows:,} nodes written to {asked.output}", flush=True)
+
+    def _prepare(self, rooms: BoundedRooms, memory: int | None) -> None:
+        """Bound what this trainer may take, before any of the machine takes some."""
+        config, manifest = self._job.config, self._job.parts.parts.manifest
+        everyone_here = config.emulated_hosts is not None
+        assignment = self._job.assignment
+        hold_to(memory)
+        take_share(assignment.num_trainers if everyone_here else assignment.pairs_per_host)
+        self._trainers.barrier()
+        own = self._store.own_features()
+        pulled = _PULLS * PULL_ROWS * own.nbytes // max(len(own), 1)
+        rooms.prepare(
+            working_bytes(self._model.network, sparse=manifest.features.is_sparse)
+            + WRITING_BYTES
+            + max(pulled, EXCHANGE_BYTES)
+            + _BYTES_PER_NODE * manifest.num_nodes,
+            None,
+        )
+
+    def _write_parts(
+        self, asked: PredictConfig, output: OutputDirectory, rooms: BoundedRooms
+    ) -> None:
+        parts, task = self._job.parts.parts, self._model.description["task"]
         self._mark("choosing nodes", State.LOADING)
         chosen = self._low + np.flatnonzero(
             choose(asked.nodes, self._ids, self._mask, self._everyone)
         )
-        rows = self._rows(about["layer"])
-        own = chosen[slice(*np.searchsorted(chosen, (self._first, self._last)))]
-        rows = rows[torch.from_numpy(own - self._first)]
-        values = answers(rows, asked.what, self._model.description["task"])
-        parts = self._job.parts.parts
+        rows = self._rows(self._job.config.about["layer"], rooms)
 
         def sent() -> None:
             self._mark("sending rows to those that write them", State.WAITING)
 
-        for part, gids, piece in rows_of_parts(
-            values, chosen, parts.offsets, self._bounds, trainers, sent
+        for part, gids, take in rows_of_parts(
+            rows, chosen, parts.offsets, self._bounds, self._trainers, sent, rooms.table
         ):
             self._mark(f"writing part {part}", State.LOADING)
             if not output.written(part):
-                output.write_part(part, np.asarray(self._ids[gids - self._low]), piece.numpy())
-        self._mark("waiting for all parts to be written", State.WAITING)
-        trainers.barrier()
-        if trainers.rank == 0:
-            num_rows = output.finish(parts.num_parts)
-            print(f"{asked.what} of {num_rows:,} nodes written to {asked.output}", flush=True)
+                nodes = gids - self._low
+                made = to_write(self._ids, nodes, rows.shape[1], take, asked.what, task)
+                output.write_part(part, *made)
 
     def evaluate(self, nodes: str | None) -> None:
         """Compute this trainer's nodes, and score them together with everybody else's."""

@@ -9,7 +9,9 @@ import torch.distributed
 from torch import Tensor
 
 # What a trainer sends at once in an exchange: bounds the time between two signs of progress.
-_PIECE_BYTES = 64 * 2**20
+_PIECE_BYTES = 32 * 2**20
+EXCHANGE_BYTES = 3 * _PIECE_BYTES
+"""Memory that an exchange takes beside the rows; about."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,25 @@ class Collectives:
         send_counts: list[int],
         receive_counts: list[int],
         on_piece: Callable[[], None] = lambda: None,
+        *,
+        taken: Tensor | None = None,
+        new: Callable[..., Tensor] = torch.empty,
     ) -> Tensor:
         """Send consecutive CPU rows to each trainer in turn; return those received, likewise.
 
-        They go in pieces of some 64 MiB a trainer; `on_piece` is called after each.
+        They go in pieces of some 32 MiB a trainer.
+
+        Args:
+            rows: `[n, ...]`.
+            send_counts: how many go to each trainer.
+            receive_counts: how many come from each.
+            on_piece: called after each piece.
+            taken: int64, which of the rows are sent, in this order; None sends all.
+            new: makes room for what is received, as `torch.empty` does.
         """
         if self.size == 1:
-            return rows
-        received = rows.new_empty((sum(receive_counts), *rows.shape[1:]))
+            return rows if taken is None else rows[taken]
+        received = new(sum(receive_counts), *rows.shape[1:], dtype=rows.dtype)
         row_bytes = rows.element_size() * math.prod(rows.shape[1:])
         for peer in range(self.size):
             if peer != self.rank:
@@ -84,14 +97,19 @@ class Collectives:
                 self.sent_bytes[peer] += send_counts[peer] * row_bytes
         at_once = max(1, _PIECE_BYTES // (row_bytes * self.size))
         most = int(self.concatenate(torch.tensor([max(send_counts)])).max())
-        outgoing, incoming = rows.split(send_counts), received.split(receive_counts)
+        outgoing = (rows if taken is None else taken).split(send_counts)
+        incoming = received.split(receive_counts)
         for begin in range(0, most, at_once):
-            sent = [some[begin : begin + at_once] for some in outgoing]
+            to_each = [some[begin : begin + at_once] for some in outgoing]
+            sent = torch.cat(to_each)
             places = [some[begin : begin + at_once] for some in incoming]
             counts = [len(place) for place in places]
             piece = rows.new_empty((sum(counts), *rows.shape[1:]))
             torch.distributed.all_to_all_single(
-                piece, torch.cat(sent), counts, [len(some) for some in sent]
+                piece,
+                sent if taken is None else rows[sent],
+                counts,
+                [len(some) for some in to_each],
             )
             for place, some in zip(places, piece.split(counts), strict=True):
                 place.copy_(some)

@@ -16,8 +16,11 @@ from distsage.features.matrix import Features, rows_between
 from distsage.features.rows import PULL_ROWS
 from distsage.launch.watch.progress import Mark, State
 from distsage.model.graphsage import GraphSAGE
-from distsage.model.inference import exchanged_rows, layer_rows
+from distsage.model.inference import IN_MEMORY, Rooms, exchanged_rows, layer_rows
 from distsage.train.collectives import Collectives
+
+# Edges that are numbered at a time.
+_CHUNK = 1 << 20
 
 
 class HaloInference:
@@ -31,6 +34,7 @@ class HaloInference:
         part: (low, high), the gids of this host's part, which include this trainer's.
         trainers: of the job.
         mark: notes progress.
+        rooms: where rows, and a number for each edge, are put.
     """
 
     def __init__(
@@ -40,22 +44,24 @@ class HaloInference:
         part: tuple[int, int],
         trainers: Collectives,
         mark: Mark,
+        rooms: Rooms = IN_MEMORY,
     ) -> None:
         mark("reading the edges of its nodes", State.LOADING)
         self._trainers = trainers
         self._mark = mark
+        self._rooms = rooms
         self._low, self._high = (int(bound) for bound in bounds[trainers.rank : trainers.rank + 2])
         self._part = part
         self._indptr = np.asarray(topology.indptr[self._low : self._high + 1])
         sources = np.asarray(topology.indices[self._indptr[0] : self._indptr[-1]])
         num_nodes = topology.num_nodes
-        self._feature_halo, self._feature_slots = _halo(sources, *part, num_nodes)
+        self._feature_halo, self._feature_slots = _halo(sources, *part, num_nodes, rooms)
         own = self._low, self._high
         same = part == own
         self._hidden_slots = self._feature_slots
         hidden_halo = self._feature_halo
         if not same:
-            hidden_halo, self._hidden_slots = _halo(sources, *own, num_nodes)
+            hidden_halo, self._hidden_slots = _halo(sources, *own, num_nodes, rooms)
         # The halo is sorted, so what each owner is asked for lies together.
         wanted = np.diff(np.searchsorted(hidden_halo, bounds))
         self._receive_counts: list[int] = wanted.tolist()
@@ -69,25 +75,32 @@ class HaloInference:
         asked_gids = self._exchange(gids, self._receive_counts, self._send_counts)
         self._send_rows = asked_gids - self._low
 
-    def _exchange(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
+    def _exchange(
+        self, rows: Tensor, send: list[int], receive: list[int], taken: Tensor | None = None
+    ) -> Tensor:
         doing = "exchanging halo rows with the other trainers"
         self._mark(doing, State.WAITING)
         return self._trainers.exchange(
-            rows, send, receive, lambda: self._mark(doing, State.WAITING)
+            rows,
+            send,
+            receive,
+            lambda: self._mark(doing, State.WAITING),
+            taken=taken,
+            new=self._rooms.table,
         )
 
     def _remote(
         self, model: GraphSAGE, own_features: Features, pull: Callable[[Tensor], Features]
     ) -> Tensor:
         """What layer 1 takes the mean of, of the halo: from the servers, piece by piece."""
-        remote = []
-        halo = torch.from_numpy(self._feature_halo.astype(np.int64))
-        for piece in halo.split(PULL_ROWS) if len(halo) else ():
+        nothing = exchanged_rows(model, 0, rows_between(own_features, 0, 0))
+        halo = torch.from_numpy(self._feature_halo)
+        remote = self._rooms.table(len(halo), nothing.shape[1], dtype=nothing.dtype)
+        for begin in range(0, len(halo), PULL_ROWS):
             self._mark("fetching halo rows from the servers", State.WAITING)
-            remote.append(exchanged_rows(model, 0, pull(piece)))
-        if not remote:
-            return exchanged_rows(model, 0, rows_between(own_features, 0, 0))
-        return torch.cat(remote)
+            some = slice(begin, begin + PULL_ROWS)
+            remote[some] = exchanged_rows(model, 0, pull(halo[some]))
+        return remote
 
     def run(
         self,
@@ -110,13 +123,18 @@ class HaloInference:
         remote = self._remote(model, own_features, pull)
         first = self._low - self._part[0]
         own = rows_between(own_features, first, first + self._high - self._low)
-        tables = exchanged_rows(model, 0, own_features), remote
+        tables = exchanged_rows(model, 0, own_features, self._rooms), remote
+        del remote
         h = self._layer(model, 0, own, tables, self._feature_slots, on_rows)
         for layer in range(1, len(model.layers) if num_layers is None else num_layers):
-            rows = exchanged_rows(model, layer, h)
-            asked = rows[self._send_rows]
-            received = self._exchange(asked, self._send_counts, self._receive_counts)
-            h = self._layer(model, layer, h, (rows, received), self._hidden_slots, on_rows)
+            del tables  # before the next ones are made
+            rows = exchanged_rows(model, layer, h, self._rooms)
+            received = self._exchange(
+                rows, self._send_counts, self._receive_counts, self._send_rows
+            )
+            tables = rows, received
+            del rows, received
+            h = self._layer(model, layer, h, tables, self._hidden_slots, on_rows)
         return h
 
     def _layer(
@@ -135,22 +153,27 @@ class HaloInference:
             self._mark(doing, State.WORKING)
             on_rows(count)
 
-        return layer_rows(model, layer, own, tables, self._indptr, slots, computed)
+        return layer_rows(model, layer, own, tables, self._indptr, slots, computed, self._rooms)
 
 
 def _halo(
-    sources: np.ndarray, low: int, high: int, num_nodes: int
+    sources: np.ndarray, low: int, high: int, num_nodes: int, rooms: Rooms
 ) -> tuple[np.ndarray, np.ndarray]:
     """The nodes of `sources` outside [low, high), sorted, and the slot of every source.
 
     Slots count through the own rows, then the halo's: int32 (int64 where they do not fit).
     """
     is_remote = np.zeros(num_nodes, bool)
-    is_remote[sources] = True
+    chunks = [slice(begin, begin + _CHUNK) for begin in range(0, len(sources), _CHUNK)]
+    for some in chunks:
+        is_remote[sources[some]] = True
     is_remote[low:high] = False
     halo = np.flatnonzero(is_remote)
     slot_type = np.int32 if num_nodes < 2**31 else np.int64
     slot = np.empty(num_nodes, slot_type)
     slot[low:high] = np.arange(high - low, dtype=slot_type)
     slot[halo] = np.arange(high - low, high - low + len(halo), dtype=slot_type)
-    return halo, slot[sources]
+    slots = rooms.table(len(sources), dtype=torch.from_numpy(slot[:0]).dtype).numpy()
+    for some in chunks:
+        slots[some] = slot[sources[some]]
+    return halo, slots
