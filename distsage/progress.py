@@ -5,6 +5,7 @@ intervals that grow. A stage of a few seconds shows nothing.
 """
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ _PAUSE_SHARE = 0.1
 _LEAST_PAUSE_SECONDS = 10.0
 _LONGEST_PAUSE_SECONDS = 600.0
 _BAR_AFTER_SECONDS = 1.0
+_TICK_SECONDS = 1.0
 
 
 class Pace:
@@ -41,7 +43,7 @@ class Pace:
 @contextmanager
 def progress(
     what: str, total: int | None, unit: str, *, shown: bool = True
-) -> Iterator[Callable[[int], object]]:
+) -> Iterator[Callable[[float], object]]:
     """Show how far a stage is: `with progress("reading edges", total, "edges") as advance:`.
 
     Args:
@@ -51,7 +53,8 @@ def progress(
         shown: False says nothing, as on all ranks but one.
 
     Yields:
-        A function to be told how many units more are done; from one thread at a time.
+        A function to be told how many units more are done; from one thread at a time. Where a unit
+        passes twice, each pass is half of it.
     """
     if not shown:
         yield lambda count: None
@@ -71,22 +74,68 @@ def progress(
         yield _Lines(what, total, unit).advance
 
 
+@contextmanager
+def elapsed(what: str, *, shown: bool = True) -> Iterator[None]:
+    """Show for how long a stage runs that does not say how far it is; a thread looks at the clock.
+
+    Args:
+        what: is being done, as a line begins.
+        shown: False says nothing, as on all ranks but one.
+    """
+    if not shown:
+        yield
+        return
+    over = threading.Event()
+
+    def show_on_terminal() -> None:
+        if over.wait(_BAR_AFTER_SECONDS):
+            return
+        with tqdm(
+            desc=what,
+            bar_format="{desc}: {elapsed}",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            leave=False,
+        ) as bar:
+            bar.start_t -= _BAR_AFTER_SECONDS
+            while not over.wait(_TICK_SECONDS):
+                bar.refresh()
+
+    def show_in_log() -> None:
+        began = time.monotonic()
+        pace = Pace(began)
+        while not over.wait(_TICK_SECONDS):
+            now = time.monotonic()
+            if pace.is_due(now):
+                pace.said(now)
+                print(f"{what}: {human_seconds(now - began)} so far", file=sys.stderr, flush=True)
+
+    show = show_on_terminal if sys.stderr.isatty() else show_in_log
+    thread = threading.Thread(target=show, name="elapsed", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 class _Lines:
     """A stage in a log."""
 
     def __init__(self, what: str, total: int | None, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
-        self._done = 0
+        self._done = 0.0
         self._began = time.monotonic()
         self._pace = Pace(self._began)
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: float) -> None:
         self._done += count
         now = time.monotonic()
         if not self._pace.is_due(now):
             return
         self._pace.said(now)
-        line = f"{self._what}: {self._done:,}"
+        line = f"{self._what}: {self._done:,.0f}"
         if self._total is not None:
             line += f" of {self._total:,}"
         line += f" {self._unit}"

@@ -31,6 +31,7 @@ from distsage.data.validate import (
 )
 from distsage.errors import UserError
 from distsage.limits import free_memory, require_memory
+from distsage.progress import elapsed
 
 logger = logging.getLogger(__name__)
 
@@ -139,9 +140,10 @@ def load_graph(
         if normalise:
             features = row_normalised(features)
     if in_memory:
-        topology = csc_from_edges(raw.src, raw.dst, raw.num_nodes)
-        if both_directions:
-            topology = symmetrise(topology)
+        with elapsed("sorting edges"):
+            topology = csc_from_edges(raw.src, raw.dst, raw.num_nodes)
+            if both_directions:
+                topology = symmetrise(topology)
     else:
         from distsage.data.engine import sorted_topology
 

@@ -109,11 +109,13 @@ def sorted_topology(
     schema = pa.schema([(name, pa.from_numpy_dtype(dtype)) for name in ("src", "dst")])
     most = len(src) * (2 if both_directions else 1)
 
+    # An edge is half done when it is handed over, and done when it comes back sorted.
     def edges() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(src), _ROWS):
             ends = [np.array(ids[start : start + _ROWS], dtype) for ids in (src, dst)]
             for columns in (ends, ends[::-1]) if both_directions else (ends,):
                 yield pa.record_batch([pa.array(column) for column in columns], schema=schema)
+                advance(len(columns[0]) / 2)
 
     what = f"{origin}: sorting {most:,} edges"
     require_disk((_SPILL_BYTES_PER_EDGE + dtype.itemsize) * most, scratch, what)
@@ -130,7 +132,7 @@ def sorted_topology(
         start = stream.tell()
         for batch in connection.sql(_SORTED).to_arrow_reader(_ROWS):
             source, destination = (batch.column(name).to_numpy() for name in ("src", "dst"))
-            advance(len(source))
+            advance(len(source) / 2)
             if both_directions and len(source):
                 new = np.empty(len(source), bool)
                 new[0] = (source[0], destination[0]) != last

@@ -1,4 +1,4 @@
-"""Arrays in numpy's files, read without trusting a word of them. Runs wherever arrays are read.
+"""Arrays in numpy's files, read without trusting a word of them. Runs wherever arrays are kept.
 
 `numpy.load` evaluates a header as Python and allocates what it says. Here a header is taken apart
 by its grammar, only plain types are known, and an array has to be as long as its file says.
@@ -165,6 +165,35 @@ def map_rows(path: Path) -> DenseRows | np.ndarray:
             yield array[start : start + step]
 
     return DenseRows(array.shape, array.dtype, chunks, mapped=array)
+
+
+def save_array(path: Path, array: np.ndarray, rows: np.ndarray | None = None) -> None:
+    """Write an array as `numpy.save` does, which forgets why it could not: a full disk, a quota.
+
+    Args:
+        path: of the `.npy` file.
+        array: plain values, no objects.
+        rows: int `[k]`, which of the array's rows to write, in this order; they are put together
+            some at a time. None writes the array as it is.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    header = np.lib.format.header_data_from_array_1_0(array)
+    if rows is not None:
+        header |= {"fortran_order": False, "shape": (len(rows), *array.shape[1:])}
+    with open(path, "wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        if rows is None:
+            stream.write(_bytes_of(array.T if header["fortran_order"] else array))
+            return
+        step = rows_per_chunk(array[:1].nbytes)
+        for start in range(0, len(rows), step):
+            stream.write(_bytes_of(array[rows[start : start + step]]))
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def read_array_file(path: Path) -> np.ndarray:

@@ -23,6 +23,7 @@ from distsage.data.npy import ArrayError, map_array, map_rows, open_arrays, read
 from distsage.data.raw import RawGraph
 from distsage.data.validate import MASKS
 from distsage.errors import UserError
+from distsage.progress import elapsed
 
 _GRAPH = ("num_nodes", "edge_src", "edge_dst", "labels")
 _CSR = ("feat_indptr", "feat_indices", "feat_shape")
@@ -75,7 +76,7 @@ def read_npz(path: Path) -> RawGraph:
 def _arrays(path: Path) -> dict[str, Any]:
     """The arrays of the layout above; others are left unread, and dense features are for later."""
     try:
-        with open_arrays(path) as file:
+        with open_arrays(path) as file, elapsed(f"reading {path.name}"):
             read = {"features": file.rows, "edge_src": file.mapped, "edge_dst": file.mapped}
             return {key: read.get(key, file.read)(key) for key in file.keys if key in _KNOWN}
     except (OSError, ArrayError) as error:

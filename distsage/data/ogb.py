@@ -22,6 +22,7 @@ from distsage.data.raw import DenseRows, RawGraph
 from distsage.data.validate import MASKS
 from distsage.errors import UserError
 from distsage.limits import free_memory, human_bytes
+from distsage.progress import elapsed
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +104,14 @@ def read_ogb(name: str, root: Path) -> RawGraph:
                 "or remove the directory to have it downloaded again"
             )
     logger.info("reading %s from %s", name, directory)
+    read = _read_binary if facts.binary else _read_csv
     try:
-        num_nodes, edges, features, labels = (_read_binary if facts.binary else _read_csv)(raw)
-        masks = {
-            mask: _mask(split / f"{part}.csv.gz", num_nodes)
-            for mask, part in zip(MASKS, _SPLITS, strict=True)
-        }
+        with elapsed(f"reading {name}"):
+            num_nodes, edges, features, labels = read(raw)
+            masks = {
+                mask: _mask(split / f"{part}.csv.gz", num_nodes)
+                for mask, part in zip(MASKS, _SPLITS, strict=True)
+            }
     except (OSError, ValueError) as error:
         raise _unreadable(directory, error) from error
     src, dst = edges

@@ -9,6 +9,7 @@ import numpy as np
 from distsage.data.graph import Graph, Topology
 from distsage.kernels.compiled import compiled
 from distsage.partitioning.ranking import inclusion_probability, mean_remote_rows
+from distsage.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +74,15 @@ def judged(
     """What the assignment `part` (`[N]`, drawn with `seed`) costs; the rest as for a ranking."""
     topology = graph.topology
     rows, train_nodes = [], []
-    for index in range(num_parts):
-        train = np.flatnonzero(graph.train_mask & (part == index))
-        probability = inclusion_probability(topology, train, fan_out=fan_out, batch_size=batch_size)
-        rows.append(float(probability[part != index].sum()))
-        train_nodes.append(len(train))
+    with progress(f"judging attempt of seed {seed}", num_parts, "parts") as advance:
+        for index in range(num_parts):
+            train = np.flatnonzero(graph.train_mask & (part == index))
+            probability = inclusion_probability(
+                topology, train, fan_out=fan_out, batch_size=batch_size
+            )
+            rows.append(float(probability[part != index].sum()))
+            train_nodes.append(len(train))
+            advance(1)
     return Attempt(seed, edge_cut(topology, part), mean_remote_rows(rows, train_nodes))
 
 

@@ -95,6 +95,7 @@ def write_graph(
     sources: np.ndarray,
     offsets: np.ndarray,
     first_edge: int,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> int:
     """Write `graph.dgl` and an empty `edge_feat.dgl` of one part.
 
@@ -107,6 +108,7 @@ def write_graph(
         sources: `[e]`, gids that these edges come from; may be a memory map.
         offsets: int64 `[P + 1]`, see `Order`.
         first_edge: global id of the part's first edge; the others follow.
+        advance: told how many edges more are written.
 
     Returns:
         The number of halo nodes.
@@ -165,6 +167,8 @@ def write_graph(
             length, values = content[name]
             for start, end in _ranges(length):
                 place = _write_at(stream.fileno(), place, values(start, end))
+                if name == "indices":
+                    advance(end - start)
     with open(directory / "edge_feat.dgl", "wb") as stream:
         _Template.of(lambda place: save_tensors(place, {})).write(stream.fileno(), [])
     return len(halo_gid)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from distsage.data.graph import Graph
+from distsage.data.npy import save_array
 from distsage.errors import UserError
 from distsage.partitioning.own_process import run_partitioner
 from distsage.partitioning.undirected import read_undirected
@@ -88,7 +89,7 @@ def run_metis(
     try:
         arguments = [str(undirected), str(num_parts)]
         if weights is not None:
-            np.save(weights_path, weights, allow_pickle=False)
+            save_array(weights_path, weights)
             arguments.append(str(weights_path))
         return run_partitioner(
             "METIS",

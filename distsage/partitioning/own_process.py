@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from distsage.files import allocate
+from distsage.progress import elapsed
 
 
 def run_partitioner(
@@ -45,15 +46,16 @@ def run_partitioner(
     result = scratch / "assignment"
     try:
         allocate(result, 4 * num_nodes)
-        run = subprocess.run(
-            [sys.executable, "-m", module, str(result), *arguments],
-            env=os.environ | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
+        with elapsed(f"assigning nodes: {name}"):
+            run = subprocess.run(
+                [sys.executable, "-m", module, str(result), *arguments],
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
         if run.returncode != 0:
             cause = (
                 f"was ended by {signal.Signals(-run.returncode).name}"

@@ -292,7 +292,7 @@ class Parts:
             UserError: it is missing, truncated, or not the one that was written.
         """
         self._check_size(name)
-        if sha256(self.path / name, on_chunk) != self.manifest.files[name].sha256:
+        if sha256(self.path / name, lambda _: on_chunk()) != self.manifest.files[name].sha256:
             raise UserError(
                 f"{self.path / name} has changed since it was written (its checksum is not "
                 "the manifest's); copy it again or partition the graph again"
@@ -355,11 +355,11 @@ class Parts:
                 )
 
 
-def sha256(path: Path, on_chunk: Callable[[], None] = lambda: None) -> str:
-    """Checksum of a file's content, in hexadecimal digits; `on_chunk` is called every few MiB."""
+def sha256(path: Path, advance: Callable[[int], object] = lambda count: None) -> str:
+    """Checksum of a file's content, in hexadecimal digits; `advance` is told of the bytes read."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as stream:
         while chunk := stream.read(_READ_BYTES):
             digest.update(chunk)
-            on_chunk()
+            advance(len(chunk))
     return digest.hexdigest()

@@ -18,6 +18,7 @@ from distsage import __version__
 from distsage.config import PartMethod
 from distsage.data.column_scales import column_peaks
 from distsage.data.graph import Graph
+from distsage.data.npy import save_array
 from distsage.errors import UserError
 from distsage.files import explain_write_errors, remove_half_written, write_json
 from distsage.limits import human_bytes
@@ -47,13 +48,14 @@ from distsage.partitioning.shares import (
     OneHost,
     Plan,
     Share,
-    checksum,
+    checksums,
     gid_indptr,
     read_order,
     timed,
 )
 from distsage.partitioning.stages import SCRATCH, Stages, unfinished
 from distsage.partitioning.storage import storage_of
+from distsage.progress import elapsed
 
 logger = logging.getLogger(__name__)
 
@@ -162,12 +164,11 @@ def partition(
                         ),
                     )
             if choice.method in ("kaminpar", "metis"):
-                with timed("ordering the parts"):
+                with timed("ordering the parts"), elapsed("ordering the parts"):
                     part = trainer // num_trainers_per_host
                     number = order_parts(graph.topology, part, num_parts)
                     trainer = trainer + (number[part] - part) * num_trainers_per_host
-            with open(stages.folder / ASSIGNMENT, "wb") as stream:
-                np.save(stream, trainer, allow_pickle=False)
+            save_array(stages.folder / ASSIGNMENT, trainer)
             stages.finish("assignment", {"attempts": [asdict(each) for each in made]})
         made = [Attempt(**entries) for entries in stages.result("assignment")["attempts"]]
         order = read_order(stages.folder, num_parts, graph, num_trainers_per_host)
@@ -179,9 +180,10 @@ def partition(
         hosts.begin(plan, plan.share(0, graph, order))
         if not stages.is_done("parts"):
             parts = list(chain.from_iterable(hosts.each(Share.write_parts)))
-            plan.join_edges()
-            _write_whole(graph, order, parts, choice, storage, stages.parts)
-            stages.finish("parts", {"parts": [asdict(part) for part in parts]})
+            with elapsed("writing what all parts share"):
+                plan.join_edges()
+                _write_whole(graph, order, parts, choice, storage, stages.parts)
+                stages.finish("parts", {"parts": [asdict(part) for part in parts]})
         parts = [
             Part(**entries | {key: tuple(entries[key]) for key in ("nodes", "edges")})
             for entries in stages.result("parts")["parts"]
@@ -241,19 +243,19 @@ def _write_whole(
     """Write what is of all parts, but for the sources of the edges."""
     from distsage.partitioning.dgl_format import write_config
 
-    np.save(directory / INDPTR, gid_indptr(graph.topology, order), allow_pickle=False)
+    save_array(directory / INDPTR, gid_indptr(graph.topology, order))
     if storage.has_values:
-        np.save(directory / PEAKS, column_peaks(graph.features), allow_pickle=False)
+        save_array(directory / PEAKS, column_peaks(graph.features))
     if not isinstance(graph.features, np.ndarray):
         counts = np.diff(graph.features.indptr)[order.position].astype(np.int32)
-        np.save(directory / COUNTS, counts, allow_pickle=False)
-    original_ids = order.position
-    if graph.original_ids is not None:
+        save_array(directory / COUNTS, counts)
+    if graph.original_ids is None:
+        save_array(directory / ORIGINAL_IDS, order.position)
+    else:
         names = np.asarray(graph.original_ids)
         if names.dtype.kind not in "iu":
-            names = names.astype(np.str_)
-        original_ids = names[order.position]
-    np.save(directory / ORIGINAL_IDS, original_ids, allow_pickle=False)
+            names = names.astype(np.str_, copy=False)
+        save_array(directory / ORIGINAL_IDS, names, order.position)
     write_config(
         directory / f"{graph.name}.json",
         graph_name=graph.name,
@@ -279,7 +281,7 @@ def _description(graph: Graph, storage: FeatureStorage) -> str:
 def _finish(
     graph: Graph,
     parts: Sequence[Part],
-    checksums: Mapping[str, File],
+    of_parts: Mapping[str, File],
     storage: FeatureStorage,
     num_trainers_per_host: int,
     configuration: Mapping[str, Any],
@@ -288,7 +290,7 @@ def _finish(
 ) -> QualityReport:
     """Write the quality report and, last, the manifest with the checksums of all other files.
 
-    `checksums` are those of the parts' files.
+    `of_parts` are the checksums of the parts' files.
     """
     packages = ["dgl", "torch", "numpy"]
     if configuration["method"] == "kaminpar":
@@ -305,7 +307,7 @@ def _finish(
         parts=tuple(
             replace(
                 part,
-                bytes=sum(checksums[name].bytes for name in part_file_names(index, storage)),
+                bytes=sum(of_parts[name].bytes for name in part_file_names(index, storage)),
             )
             for index, part in enumerate(parts)
         ),
@@ -315,9 +317,8 @@ def _finish(
     )
     report = report_on(manifest)
     write_json(directory / QUALITY, report.to_json())
-    files = {
-        name: checksums[name] if name in checksums else checksum(directory / name)
-        for name in file_names(graph.name, len(parts), storage)
-    }
+    names = file_names(graph.name, len(parts), storage)
+    others = checksums(directory, [name for name in names if name not in of_parts])
+    files = {name: of_parts[name] if name in of_parts else others[name] for name in names}
     write_json(directory / MANIFEST, replace(manifest, files=files).to_json())
     return report

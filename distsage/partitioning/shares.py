@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from distsage.data.graph import Graph, Topology
+from distsage.data.npy import save_array
 from distsage.data.raw import rows_per_chunk
 from distsage.files import sync_tree
 from distsage.partitioning.manifest import (
@@ -37,6 +38,7 @@ from distsage.partitioning.ranking import rank_remote
 from distsage.partitioning.reorder import Order, part_topology
 from distsage.partitioning.stages import Stages
 from distsage.partitioning.storage import write_numbers
+from distsage.progress import elapsed, progress
 
 T = TypeVar("T")
 
@@ -80,8 +82,14 @@ class Share:
         graph, order = self.graph, self.order
         indptr = gid_indptr(graph.topology, order)
         parts = []
-        with open(self.edges, "wb") as stream:
-            if self.edges == self.directory / INDICES:
+        low_edge, high_edge = indptr[order.offsets[[self.first, self.end]]]
+        what = "writing the parts' graphs"
+        with (
+            timed(what),
+            progress(what, int(high_edge - low_edge), "edges", shown=self._leads) as advance,
+            open(self.edges, "wb") as stream,
+        ):
+            if self._leads:
                 np.lib.format.write_array_header_1_0(
                     stream,
                     {
@@ -91,51 +99,53 @@ class Share:
                     },
                 )
             for index in range(self.first, self.end):
-                with timed(f"writing the graph of part {index}"):
-                    low, high = int(order.offsets[index]), int(order.offsets[index + 1])
-                    first_edge, end_edge = int(indptr[low]), int(indptr[high])
-                    start, inner = stream.tell(), 0
-                    for piece in part_topology(graph.topology, order, index):
-                        sources = piece.indices
-                        inner += int(np.count_nonzero((sources >= low) & (sources < high)))
-                        stream.write(sources.data)
-                    stream.flush()
-                    folder = self.directory / f"part{index}"
-                    folder.mkdir()
-                    halo_nodes = write_graph(
-                        folder,
-                        part=index,
-                        indptr=indptr[low : high + 1] - first_edge,
-                        sources=_mapped(self.edges, order.gid.dtype, start, end_edge - first_edge),
-                        offsets=order.offsets,
-                        first_edge=first_edge,
+                low, high = int(order.offsets[index]), int(order.offsets[index + 1])
+                first_edge, end_edge = int(indptr[low]), int(indptr[high])
+                start, inner = stream.tell(), 0
+                for piece in part_topology(graph.topology, order, index):
+                    sources = piece.indices
+                    inner += int(np.count_nonzero((sources >= low) & (sources < high)))
+                    stream.write(sources.data)
+                    advance(len(sources) / 2)
+                stream.flush()
+                folder = self.directory / f"part{index}"
+                folder.mkdir()
+                halo_nodes = write_graph(
+                    folder,
+                    part=index,
+                    indptr=indptr[low : high + 1] - first_edge,
+                    sources=_mapped(self.edges, order.gid.dtype, start, end_edge - first_edge),
+                    offsets=order.offsets,
+                    first_edge=first_edge,
+                    advance=lambda count: advance(count / 2),
+                )
+                positions = order.positions_of(index)
+                numbers = len(positions) * graph.num_features
+                if not isinstance(graph.features, np.ndarray):
+                    features = graph.features[positions]
+                    write_numbers(folder, features, self.storage)
+                    numbers = features.nnz
+                parts.append(
+                    Part(
+                        nodes=(low, high),
+                        edges=(first_edge, end_edge),
+                        halo_nodes=halo_nodes,
+                        cut_edges=end_edge - first_edge - inner,
+                        train_nodes=int(np.count_nonzero(graph.train_mask[positions])),
+                        val_nodes=int(np.count_nonzero(graph.val_mask[positions])),
+                        test_nodes=int(np.count_nonzero(graph.test_mask[positions])),
+                        feature_numbers=int(numbers),
+                        bytes=0,  # its ranking is still to come
                     )
-                    positions = order.positions_of(index)
-                    numbers = len(positions) * graph.num_features
-                    if not isinstance(graph.features, np.ndarray):
-                        features = graph.features[positions]
-                        write_numbers(folder, features, self.storage)
-                        numbers = features.nnz
-                    parts.append(
-                        Part(
-                            nodes=(low, high),
-                            edges=(first_edge, end_edge),
-                            halo_nodes=halo_nodes,
-                            cut_edges=end_edge - first_edge - inner,
-                            train_nodes=int(np.count_nonzero(graph.train_mask[positions])),
-                            val_nodes=int(np.count_nonzero(graph.val_mask[positions])),
-                            test_nodes=int(np.count_nonzero(graph.test_mask[positions])),
-                            feature_numbers=int(numbers),
-                            bytes=0,  # its ranking is still to come
-                        )
-                    )
+                )
             os.fsync(stream.fileno())
-        with timed("writing labels, masks and dense features"):
-            self._write_rows()
+        what = "writing labels, masks and dense features"
+        with timed(what), progress(what, graph.num_nodes, "rows", shown=self._leads) as advance:
+            self._write_rows(advance)
         self._sync()
         return parts
 
-    def _write_rows(self) -> None:
+    def _write_rows(self, advance: Callable[[int], object]) -> None:
         """Write each part's rows as DGL reads them; the graph's are read once, as they lie."""
         from distsage.partitioning.dgl_format import NodeData
 
@@ -174,6 +184,7 @@ class Share:
                 for file in files[part]:
                     for name in file.columns:
                         file.write(name, row, rows[name][place[first:last]])
+            advance(len(rows["labels"]))
 
     def write_rankings(self, fan_out: Sequence[int], batch_size: int) -> list[float]:
         """Write the rankings of this share's parts; the topology is there.
@@ -188,35 +199,43 @@ class Share:
         topology = Topology(
             np.load(self.directory / INDPTR), np.load(self.directory / INDICES, mmap_mode="r")
         )
-        for index in range(self.first, self.end):
-            low, high = int(self.order.offsets[index]), int(self.order.offsets[index + 1])
-            ranking, probability = rank_remote(
-                topology,
-                low,
-                high,
-                low + np.flatnonzero(self.graph.train_mask[self.order.positions_of(index)]),
-                fan_out=fan_out,
-                batch_size=batch_size,
-            )
-            part = self.directory / f"part{index}"
-            np.save(part / CACHE_RANKING, ranking, allow_pickle=False)
-            np.save(part / CACHE_PROBABILITY, probability, allow_pickle=False)
-            remote_rows.append(float(probability.sum(dtype=np.float64)))
+        with progress(
+            "ranking remote nodes", self.end - self.first, "parts", shown=self._leads
+        ) as advance:
+            for index in range(self.first, self.end):
+                low, high = int(self.order.offsets[index]), int(self.order.offsets[index + 1])
+                ranking, probability = rank_remote(
+                    topology,
+                    low,
+                    high,
+                    low + np.flatnonzero(self.graph.train_mask[self.order.positions_of(index)]),
+                    fan_out=fan_out,
+                    batch_size=batch_size,
+                )
+                part = self.directory / f"part{index}"
+                save_array(part / CACHE_RANKING, ranking)
+                save_array(part / CACHE_PROBABILITY, probability)
+                remote_rows.append(float(probability.sum(dtype=np.float64)))
+                advance(1)
         self._sync()
         return remote_rows
 
     def checksums(self) -> dict[str, File]:
         """Of the files of this share's parts, by their names in the parts directory."""
-        return {
-            name: checksum(self.directory / name)
-            for part in range(self.first, self.end)
-            for name in part_file_names(part, self.storage)
-        }
+        parts = range(self.first, self.end)
+        names = [name for part in parts for name in part_file_names(part, self.storage)]
+        return checksums(self.directory, names, shown=self._leads)
 
     def _sync(self) -> None:
         """Have what this host wrote seen by the others, and safe."""
-        for part in range(self.first, self.end):
-            sync_tree(self.directory / f"part{part}")
+        with elapsed("waiting for the disk", shown=self._leads):
+            for part in range(self.first, self.end):
+                sync_tree(self.directory / f"part{part}")
+
+    @property
+    def _leads(self) -> bool:
+        """Whether this is the share of the first host, which shows how far it is."""
+        return self.edges == self.directory / INDICES
 
 
 @dataclass(frozen=True)
@@ -333,9 +352,11 @@ def gid_indptr(topology: Topology, order: Order) -> np.ndarray:
     return np.cumsum(indptr, out=indptr)
 
 
-def checksum(path: Path) -> File:
-    """A file's size and checksum."""
-    return File(path.stat().st_size, sha256(path))
+def checksums(directory: Path, names: Iterable[str], *, shown: bool = True) -> dict[str, File]:
+    """Sizes and checksums of files in a directory, by their names there; shows how far it is."""
+    sizes = {name: (directory / name).stat().st_size for name in names}
+    with progress("checksums", sum(sizes.values()), "bytes", shown=shown) as advance:
+        return {name: File(size, sha256(directory / name, advance)) for name, size in sizes.items()}
 
 
 @contextmanager

@@ -23,10 +23,11 @@ import scipy.sparse
 from distsage import __version__
 from distsage.data.encoding import Encoding
 from distsage.data.graph import Graph, Topology
-from distsage.data.npy import map_array
+from distsage.data.npy import map_array, save_array
 from distsage.errors import UserError
 from distsage.files import own_directory, read_json, sync_directory, sync_tree, write_json
 from distsage.limits import require_disk
+from distsage.progress import elapsed
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,9 @@ class Stages:
         """
         if not self.is_done("graph"):
             folder = self.fresh("graph")
-            self.finish("graph", _save(read(folder), folder))
+            graph = read(folder)
+            with elapsed("keeping the graph that was read"):
+                self.finish("graph", _save(graph, folder))
         return self.saved_graph()
 
     def saved_graph(self) -> Graph:
@@ -168,7 +171,7 @@ def _save(graph: Graph, folder: Path) -> dict[str, Any]:
     arrays |= {name: getattr(graph, name) for name in _ROWS}
     if graph.original_ids is not None:
         ids = np.asarray(graph.original_ids)
-        arrays["original_ids"] = ids if ids.dtype.kind in "iu" else ids.astype(np.str_)
+        arrays["original_ids"] = ids if ids.dtype.kind in "iu" else ids.astype(np.str_, copy=False)
     features = graph.features
     where: dict[str, Any] = {"shape": list(features.shape)}
     if isinstance(features, np.memmap):
@@ -185,8 +188,7 @@ def _save(graph: Graph, folder: Path) -> dict[str, Any]:
     num_bytes = sum(array.nbytes for array in to_write.values())
     require_disk(num_bytes, folder, f"{graph.name}: keeping the graph that was read")
     for name, array in to_write.items():
-        with open(folder / f"{name}.npy", "wb") as stream:
-            np.save(stream, array, allow_pickle=False)
+        save_array(folder / f"{name}.npy", array)
     return {
         "name": graph.name,
         "num_classes": graph.num_classes,

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse
 
 from distsage.data.graph import Graph
+from distsage.data.npy import save_array
 from distsage.partitioning.manifest import (
     COLUMNS,
     DENSE_BOUND_BYTES,
@@ -41,7 +42,7 @@ def write_numbers(
         OSError: the disk is full.
     """
     columns = features.indices.astype(np.int32, copy=False)
-    np.save(directory / COLUMNS, columns, allow_pickle=False)
+    save_array(directory / COLUMNS, columns)
     if storage.has_values:
         values = features.data.astype(np.float32, copy=False)
-        np.save(directory / VALUES, values, allow_pickle=False)
+        save_array(directory / VALUES, values)

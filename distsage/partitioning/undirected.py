@@ -15,6 +15,7 @@ from distsage.data.csc import reverse
 from distsage.data.graph import Topology
 from distsage.files import allocate
 from distsage.kernels.compiled import compiled
+from distsage.progress import elapsed, progress
 
 _NO_WEIGHTS = 3
 _HEADER_BYTES = 24
@@ -38,10 +39,11 @@ def undirected_file(topology: Topology, path: Path) -> Iterator[Path]:
     reversed_path = path.with_name(f"{path.name}-reversed")
     try:
         opposite = topology
-        if not is_symmetric(topology):
-            opposite = reverse(
-                topology, _mapped(reversed_path, topology.indices.dtype, topology.num_edges)
-            )
+        with elapsed("assigning nodes: adding reverse edges"):
+            if not is_symmetric(topology):
+                opposite = reverse(
+                    topology, _mapped(reversed_path, topology.indices.dtype, topology.num_edges)
+                )
         _write(topology, opposite, path)
         del opposite
         reversed_path.unlink(missing_ok=True)
@@ -83,12 +85,15 @@ def _write(topology: Topology, opposite: Topology, path: Path) -> None:
     place = np.zeros(num_nodes + 1, np.int64)
     place[0] = _HEADER_BYTES + 8 * (num_nodes + 1)
     arrays = (topology.indptr, topology.indices, opposite.indptr, opposite.indices)
-    with open(path, "wb") as stream:
+    what = "assigning nodes: writing what the partitioner reads"
+    with open(path, "wb") as stream, progress(what, num_nodes, "nodes") as advance:
         stream.seek(int(place[0]))
         node = 0
         while node < num_nodes:
-            node, filled = _unite(*arrays, node, place, chunk)
+            first = node
+            node, filled = _unite(*arrays, first, place, chunk)
             stream.write(chunk[:filled].data)
+            advance(node - first)
         num_edges = (int(place[-1]) - int(place[0])) // 8
         stream.seek(0)
         stream.write(np.array([_NO_WEIGHTS, num_nodes, num_edges], np.uint64).data)

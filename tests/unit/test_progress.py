@@ -4,12 +4,15 @@ import os
 import select
 import sys
 import termios
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
 
 from distsage import progress as module
-from distsage.progress import human_seconds, progress
+from distsage.progress import elapsed, human_seconds, progress
 
 
 class Clock:
@@ -68,20 +71,31 @@ def test_a_short_stage_and_other_ranks_say_nothing(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_has_a_bar_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BAR_AFTER_SECONDS", 0)
+@contextmanager
+def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], bytes]]:
+    """A terminal as standard error; yields what reads what it shows, up to some bytes."""
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (25, 80))
-    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", buffering=0) as screen:
+    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", buffering=0) as shown:
         monkeypatch.setattr(sys, "stderr", terminal)
+
+        def read(end: bytes) -> bytes:
+            found = b""
+            while end not in found:
+                assert select.select([shown], [], [], 10)[0], found
+                found += shown.read(1 << 16)
+            return found
+
+        yield read
+
+
+def test_a_terminal_has_a_bar_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BAR_AFTER_SECONDS", 0)
+    with screen(monkeypatch) as read:
         with progress("reading edges", 10, "edges") as advance:
             advance(10)
-        terminal.write("end\n")  # a terminal hands over in pieces
-        terminal.flush()
-        shown = b""
-        while not shown.endswith(b"end\r\n"):
-            assert select.select([screen], [], [], 10)[0]
-            shown += screen.read(1 << 16)
+        print("end", file=sys.stderr, flush=True)
+        shown = read(b"end\r\n")
     pieces = shown.decode().split("\r")
     assert "reading edges:   0%" in pieces[1]
     assert pieces[-3].strip() == ""  # the line is blank again
@@ -90,3 +104,41 @@ def test_a_terminal_has_a_bar_that_goes(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_times() -> None:
     assert [human_seconds(s) for s in (None, 7, 300, 7500)] == ["?", "7 s", "5 min", "2 h 05 min"]
+
+
+def test_a_stage_that_cannot_be_counted_says_how_long_it_takes(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looked = threading.Semaphore(0)
+
+    def is_due(self: module.Pace, now: float) -> bool:
+        looked.release()
+        return now - self._last >= 10
+
+    monkeypatch.setattr(module, "_TICK_SECONDS", 0.001)
+    monkeypatch.setattr(module.Pace, "is_due", is_due)
+
+    def at(second: float) -> str:
+        """What is said by then."""
+        clock.now = second
+        while looked.acquire(blocking=False):
+            pass
+        for _ in range(3):  # the first may have read the clock before, the third follows the line
+            assert looked.acquire(timeout=60)
+        return capsys.readouterr().err
+
+    with elapsed("assigning nodes"):
+        assert at(9) == ""
+        assert at(61) == "assigning nodes: 1 min so far\n"
+        assert at(70) == ""
+    with elapsed("assigning nodes", shown=False):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_shows_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_BAR_AFTER_SECONDS", "_TICK_SECONDS"):
+        monkeypatch.setattr(module, name, 0.001)
+    with screen(monkeypatch) as read, elapsed("assigning nodes"):
+        shown = read(b"assigning nodes: 00:00")
+    assert shown.startswith(b"\r")

@@ -1,6 +1,8 @@
 """Graphs in files: npz, DGL graph files and directories of tables."""
 
+import errno
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import scipy.sparse
 
 from distsage.data.datasets import graph_name, load_graph
+from distsage.data.npy import save_array
 from tests.unit.data_files import DST, NUM_NODES, SRC, small_arrays, tables, write
 
 # The README beside the files: nodes, directed edges, features, classes.
@@ -326,3 +329,37 @@ def test_no_edges_at_all(tmp_path):
 )
 def test_graph_names_are_fit_for_file_names(dataset, name):
     assert graph_name(dataset) == name
+
+
+ARRAYS = {
+    "numbers": np.arange(12, dtype=np.int32),
+    "booleans": np.arange(5) > 2,
+    "texts": np.array(["a", "bcé", ""]),
+    "nothing": np.empty((0, 3), np.float32),
+    "columns first": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "every second": np.arange(20)[::2],
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_are_written_as_numpy_does(name: str, tmp_path: Path) -> None:
+    array = ARRAYS[name]
+    rows = np.arange(len(array))[::-1]
+    for number, (ours, numpys) in enumerate(
+        [((array,), array), ((array, rows), np.ascontiguousarray(array)[rows])]
+    ):
+        save_array(tmp_path / f"ours-{number}.npy", *ours)
+        np.save(tmp_path / f"numpys-{number}.npy", numpys)
+        contents = {(tmp_path / f"{who}-{number}.npy").read_bytes() for who in ("ours", "numpys")}
+        assert len(contents) == 1
+
+
+def test_a_full_disk_is_why_an_array_is_not_written(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            save_array(tmp_path / "a.npy", np.zeros(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.errno == errno.EFBIG
