@@ -38,7 +38,7 @@ from distsage.data.encoding import Encoding
 from distsage.data.raw import CategoryColumn, DenseRows, RawGraph
 from distsage.data.validate import MASKS
 from distsage.errors import UserError, shown
-from distsage.limits import free_memory, human_bytes, more_memory
+from distsage.limits import free_memory, human_bytes, more_memory, require_disk, require_memory
 from distsage.progress import progress
 
 _IDS = ("id", "src", "dst")
@@ -112,7 +112,7 @@ def read_tables(
         else np.empty((len(ids), 0), np.float32),
         labels=label_matrix[:, 0] if labels == ["label"] else label_matrix,
         masks=_masks(nodes),
-        original_ids=_original_ids(ids),
+        original_ids=_original_ids(str(directory), ids),
         feature_names=tuple(dense),
         categories={name: _category(nodes, name) for name in categories},
     )
@@ -205,10 +205,12 @@ class _Table:
         if (num_rows := self.num_rows) is not None:
             self._check_memory(8 * len(types) * num_rows)
         batches = []
-        for batch in self.batches(types):
-            # What a packed file unpacks to, its size does not tell.
-            self._check_memory(batch.nbytes)
-            batches.append(batch)
+        with progress(f"reading {self.path.name}", num_rows, "rows") as advance:
+            for batch in self.batches(types):
+                # What a packed file unpacks to, its size does not tell.
+                self._check_memory(batch.nbytes)
+                batches.append(batch)
+                advance(len(batch))
         table = pa.Table.from_batches(batches, pa.schema(types))
         return {name: table[name] for name in types}
 
@@ -347,10 +349,14 @@ def _numbered(
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `_edge_ends`, but what cannot be read as the type of `ids` raises _TableError."""
     first_missing: tuple[int, str] | None = None
+    dtype = np.dtype(index_dtype(len(ids)))
+    if scratch is not None and (num_rows := edges.num_rows) is not None:
+        what = f"{edges.path}: keeping the rows of the nodes of {num_rows:,} edges"
+        require_disk(2 * dtype.itemsize * num_rows, scratch, what)
     with ExitStack() as stack:
         names = [] if scratch is None else [scratch / "edge_src", scratch / "edge_dst"]
         streams = [stack.enter_context(open(name, "wb")) for name in names]
-        ends = _Ends(np.dtype(index_dtype(len(ids))), streams)
+        ends = _Ends(dtype, streams)
         for src, dst, edge in _row_numbers(edges, ids, scratch):
             missing = np.flatnonzero((src < 0) | (dst < 0))
             if len(missing):
@@ -526,8 +532,14 @@ def _masks(nodes: _Table) -> dict[str, np.ndarray]:
     return {name: mask == position for position, name in enumerate(MASKS)}
 
 
-def _original_ids(ids: pa.ChunkedArray) -> np.ndarray | None:
-    array = ids.to_numpy()
-    if array.dtype == object:
-        return array.astype(np.str_)
-    return None if np.array_equal(array, np.arange(len(array))) else array
+def _original_ids(origin: str, ids: pa.ChunkedArray) -> np.ndarray | None:
+    if pa.types.is_integer(ids.type):
+        numbers = ids.to_numpy()
+        return None if np.array_equal(numbers, np.arange(len(numbers))) else numbers
+    width = pc.max(pc.utf8_length(ids)).as_py()
+    require_memory(4 * width * len(ids), f"{origin}: keeping ids of up to {width} characters")
+    texts = np.empty(len(ids), f"<U{width}")
+    for start in range(0, len(ids), _PARQUET_ROWS):  # a Python object takes more than its text
+        some = ids.slice(start, _PARQUET_ROWS)
+        texts[start : start + len(some)] = some.to_numpy()
+    return texts

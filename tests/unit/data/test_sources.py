@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distsage import limits
-from distsage.data import datasets
+from distsage.data import datasets, engine
 from distsage.data.csc import csc_from_edges, symmetrise
 from distsage.data.datasets import load_graph
 from distsage.data.engine import sorted_topology
@@ -274,6 +275,31 @@ def test_directories_of_arrays_that_are_refused(what: str, tmp_path: Path) -> No
     change(tmp_path / "g")
     with pytest.raises(UserError, match=words):
         load_graph(source)
+
+
+def test_names_that_memory_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What joins them puts pieces of both tables into files; the numbers are the same."""
+    num_nodes, num_edges = 200_000, 200_000
+    rng = np.random.default_rng(0)
+    names = np.array([f"https://example.org/{v:040}" for v in rng.permutation(num_nodes)])
+    src, dst = rng.integers(0, num_nodes, (2, num_edges))
+    schema = pa.schema({"src": pa.string(), "dst": pa.string(), "edge": pa.int64()})
+    batches = (
+        pa.record_batch([names[src[rows]], names[dst[rows]], np.arange(num_edges)[rows]], schema)
+        for rows in np.split(np.arange(num_edges), 8)
+    )
+    monkeypatch.setattr(engine, "_LEAST_BYTES", 32 << 20)
+    monkeypatch.setattr(engine, "free_memory", lambda: 0)
+    monkeypatch.setattr(limits, "free_memory", lambda: 32 << 20)
+    spilled, found = 0, np.full((2, num_edges), -2)
+    ids = pa.chunked_array([names])
+    for *ends, edge in engine.row_numbers("g", schema, batches, ids, tmp_path):
+        found[:, edge] = ends
+        files = (path for path in tmp_path.rglob("*") if path.is_file())
+        spilled = max(spilled, sum(path.stat().st_size for path in files))
+    assert spilled > 0
+    np.testing.assert_array_equal(found, [src, dst])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_limit_too_small_for_the_engine(tmp_path: Path) -> None:
