@@ -2,6 +2,10 @@
 
 import pytest
 
+from tests.unit.memory_group import memory_group
+
+__all__ = ["memory_group"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):

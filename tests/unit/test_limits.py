@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import pytest
 
 from distsage import limits
 from distsage.limits import free_disk, free_memory, human_bytes, usable_cores
+from tests.unit.memory_group import MemoryGroup
 
 FREE_MEMORY = "from distsage.limits import free_memory; print(free_memory())"
 V2 = "35 31 0:32 {root} {mount} rw,relatime - cgroup2 cgroup2 rw\n"
@@ -159,34 +159,12 @@ def test_processes_of_the_job_count(host: Host, monkeypatch: pytest.MonkeyPatch)
     assert 64 <= found / 2**20 < 100
 
 
-@pytest.fixture
-def own_group() -> Iterator[Path]:
-    """A real control group below this process's."""
-    for folder in limits._own_groups("memory"):
-        group = folder / f"distsage-test-{os.getpid()}"
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        if (group / "cgroup.procs").exists() and limits._words(group / "memory.stat"):
-            yield group
-            group.rmdir()
-            return
-        group.rmdir()
-    pytest.skip("this machine lets us make no control group of memory")
-
-
-def test_a_real_group(own_group: Path) -> None:
-    version_2 = (own_group / "memory.max").exists()
-    limit = own_group / ("memory.max" if version_2 else "memory.limit_in_bytes")
-    limit.write_text(str(300 << 20))
-
-    def enter() -> None:
-        (own_group / "cgroup.procs").write_text(str(os.getpid()))
+def test_a_real_group(memory_group: MemoryGroup) -> None:
+    memory_group.limit(300 << 20)
 
     def free_after(program: str) -> float:
         said = subprocess.run(
-            [sys.executable, "-c", program], preexec_fn=enter, capture_output=True, text=True
+            [*memory_group.within, sys.executable, "-c", program], capture_output=True, text=True
         )
         assert said.returncode == 0, said.stderr
         return int(said.stdout) / 2**20

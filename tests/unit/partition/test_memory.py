@@ -1,4 +1,4 @@
-"""`partition` within a bound on memory: features several times larger, and a bound too small."""
+"""`partition` within a bound on memory: graphs that are larger, and a bound too small."""
 
 import os
 import re
@@ -15,6 +15,7 @@ from distsage.cli import main
 from distsage.config import parse_bytes
 from distsage.limits import hold_to
 from distsage.partitioning.parts import Parts
+from tests.unit.memory_group import MemoryGroup
 
 ROWS, COLUMNS = 65_536, 256  # 64 MiB in float32
 
@@ -69,6 +70,44 @@ def test_features_larger_than_memory(source: str, tmp_path: Path) -> None:
         rows = parts.load_part(part)["features"]
         np.testing.assert_array_equal(rows, features[original[slice(*summary.nodes)]])
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_a_graph_larger_than_a_hard_limit(memory_group: MemoryGroup, tmp_path: Path) -> None:
+    """Reading, KaMinPar and writing, each of which the kernel would kill beyond the limit."""
+    most = 256 << 20
+    num_nodes, num_columns = 100_000, 700
+    folder = tmp_path / "g"
+    folder.mkdir()
+    node = np.arange(num_nodes, dtype=np.int32)
+    src = np.random.default_rng(0).integers(0, num_nodes, 400_000, np.int32)
+    np.save(folder / "edge_src.npy", src)
+    np.save(folder / "edge_dst.npy", (src + np.roll(src, 1) % 99) % num_nodes)
+    np.save(folder / "labels.npy", node % 5)
+    rows = np.lib.format.open_memmap(
+        folder / "features.npy", "w+", np.float32, (num_nodes, num_columns)
+    )
+    for start in range(0, num_nodes, 10_000):
+        rows[start : start + 10_000] = node[start : start + 10_000, None]
+    del rows
+    assert (folder / "features.npy").stat().st_size > most
+    memory_group.limit(most)
+    words = ["partition", "--dataset", str(folder), "--undirected", "--split", "0.5/0.2/0.3"]
+    # What is expected to be needed is counted generously.
+    words += ["--num-parts", "4", "--force"]
+    ended = subprocess.run(
+        [
+            *(*memory_group.within, sys.executable, "-m", "distsage", *words),
+            *("--output", str(tmp_path / "limited")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert ended.returncode == 0, ended.stderr
+    main([*words, "--output", str(tmp_path / "free")])
+    manifests = [tmp_path / name / "manifest.json" for name in ("limited", "free")]
+    # With the checksums of all files.
+    assert manifests[0].read_bytes() == manifests[1].read_bytes()
 
 
 @pytest.fixture
