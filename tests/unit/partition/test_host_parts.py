@@ -1,9 +1,11 @@
 """Parts dealt out to hosts: runs of them, one range of gids each, with a ranking of their own."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,3 +114,37 @@ def test_few_parts_keep_their_numbers_or_exchange_them(num_parts):
     part = np.arange(30) * num_parts // 30
     number = order_parts(graph.topology, part, num_parts)
     assert number.tolist() in [list(order) for order in itertools.permutations(range(num_parts))]
+
+
+@pytest.mark.parametrize("features", ["dense", "sparse"])
+@pytest.mark.parametrize("num_hosts", [1, 2, 3, 4, 6, 12])
+def test_grouped_parts_are_what_merged_parts_are(num_hosts, features, tmp_path):
+    """Twelve parts on some hosts, beside as many parts as hosts with the same nodes."""
+    graph = random_directed(240, 2500)
+    if features == "sparse":
+        rows = scipy.sparse.random(240, 9, 0.3, "csr", np.float32, random_state=2)
+        graph = replace(graph, features=rows)
+    own = tmp_path / "own.npy"
+    np.save(own, np.random.default_rng(1).permutation(240) % 12)
+    partition(graph, 12, tmp_path / "small", method=own)
+    options = {"method": own, "num_trainers_per_host": 12 // num_hosts}
+    partition(graph, num_hosts, tmp_path / "merged", **options)
+    small, merged = Parts.open(tmp_path / "small"), Parts.open(tmp_path / "merged")
+    np.testing.assert_array_equal(small.original_ids(), merged.original_ids())
+    for name in ("indptr", "indices"):
+        np.testing.assert_array_equal(
+            getattr(small.topology(), name), getattr(merged.topology(), name)
+        )
+    held = HostParts.deal(small, list(map(str, range(num_hosts))))
+    for host, part in enumerate(merged.manifest.parts):
+        assert held.nodes(host) == part.nodes
+        assert held.edges(host) == part.edges
+        assert held.feature_numbers(host) == part.feature_numbers
+        pieces = [small.load_part(number) for number in held.held(host)]
+        for name, rows in merged.load_part(host).items():
+            join = scipy.sparse.vstack if scipy.sparse.issparse(rows) else np.concatenate
+            joined = join([piece[name] for piece in pieces])
+            assert joined.dtype == rows.dtype
+            if scipy.sparse.issparse(rows):
+                joined, rows = joined.toarray(), rows.toarray()
+            np.testing.assert_array_equal(joined, rows)

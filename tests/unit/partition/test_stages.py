@@ -2,18 +2,21 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse
 
-from distsage import limits
+from distsage import limits, progress
 from distsage.cli import main
 from distsage.data import datasets
 from distsage.partitioning import dgl_format, run, shares, stages
+from tests.unit.data import test_downloads as ogb
 from tests.unit.data_files import tables, write
 
 # The function whose n-th call is the process's last, and how many stages are done by then.
@@ -45,26 +48,31 @@ def content(directory: Path) -> dict[str, bytes]:
 def killed_at(moment: str, do: Callable[[], None]) -> None:
     """Run `do` in a child that ends by SIGKILL at the moment."""
     holder, name, calls, _ = MOMENTS[moment]
+    function, count = getattr(holder, name), 0
+
+    def last(*arguments: object, **named: object) -> object:
+        nonlocal count
+        count += 1
+        if count == calls:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **named)
+
+    status = child_status(lambda: setattr(holder, name, last), do)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def child_status(arm: Callable[[], None], do: Callable[[], None]) -> int:
+    """How a child ends that is armed first."""
     child = os.fork()
     if child == 0:
         signal.alarm(120)
-        function, count = getattr(holder, name), 0
-
-        def last(*arguments: object, **named: object) -> object:
-            nonlocal count
-            count += 1
-            if count == calls:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **named)
-
-        setattr(holder, name, last)
         try:
+            arm()
             do()
         finally:
             os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    return os.waitpid(child, 0)[1]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +104,51 @@ def test_a_killed_run_goes_on(
     for holder, name in zip(done, names, strict=False):
         monkeypatch.setattr(holder, name, lambda *_, **__: pytest.fail("done again"))
     partition(dataset, output)
+    assert content(output) == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"parts"}
+
+
+@pytest.fixture(scope="module")
+def num_calls(
+    dataset: str, whole: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> int:
+    """Of functions, Python's and C's, in a run."""
+    count = 0
+
+    def one_more(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    sys.setprofile(one_more)
+    try:
+        partition(dataset, tmp_path_factory.mktemp("counted") / "parts")
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_killed_at_random_moments_goes_on(
+    seed: int, dataset: str, whole: dict[str, bytes], num_calls: int, tmp_path: Path
+) -> None:
+    """Twice, the second time while it goes on."""
+    output = tmp_path / "parts"
+    rng = np.random.default_rng(seed)
+    for _ in range(2):
+        left = int(rng.integers(num_calls))
+
+        def one_less(*_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        status = child_status(lambda: sys.setprofile(one_less), lambda: partition(dataset, output))
+        assert os.WIFSIGNALED(status) or output.exists()  # what goes on may be done before
+        if output.exists():
+            break
+    else:
+        partition(dataset, output)
     assert content(output) == whole
     assert {path.name for path in tmp_path.iterdir()} == {"parts"}
 
@@ -224,6 +277,29 @@ def test_sources_of_one_graph_give_the_same_parts(
             assert found[name] == whole[name], (source, name)
 
 
+def test_the_benchmark_s_own_files_give_the_same_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ogb.OGB_FEATURES.round(2)
+    ogb.ogb_csv(tmp_path / "ogbn_arxiv", "time", rows)
+    monkeypatch.setenv("DISTSAGE_DATASETS", str(tmp_path))
+    partition("ogbn-arxiv", tmp_path / "expected")
+    wanted = content(tmp_path / "expected")
+    node = np.arange(ogb.NUM_NODES)
+    split = np.select([np.isin(node, list(ogb.SPLIT[name])) for name in ogb.SPLIT], [0, 1, 2], 3)
+    words = np.array(["train", "val", "test", ""], object)
+    nodes = pd.DataFrame({"id": node, "label": node % 7, "split": words[split]})
+    nodes[[f"f{column}" for column in range(rows.shape[1])]] = rows
+    edges = pd.DataFrame(ogb.EDGES, columns=["src", "dst"])
+    (tmp_path / "tables").mkdir()
+    source = write(tmp_path / "tables" / "ogbn-arxiv", edges, nodes, ".parquet")
+    partition(source, tmp_path / "found")
+    found = content(tmp_path / "found")
+    assert found.keys() == wanted.keys()
+    for name in wanted.keys() - {"manifest.json"}:
+        assert found[name] == wanted[name], name
+
+
 def broken(directory: Path, name: str) -> None:
     edges, nodes = tables()
     if name == "an edge to no node in the last row":
@@ -259,3 +335,52 @@ def test_broken_tables_leave_nothing(
     assert ended.value.code == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
     assert {path.name for path in tmp_path.iterdir()} == {"g"}
+
+
+@pytest.mark.parametrize("kind", ["rows", "numbers", "texts"])
+def test_an_edge_to_no_node_in_the_millionth_row(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edges, nodes = tables()
+    names = nodes["id"].to_numpy() * (1 if kind == "rows" else 10)
+    ghost: object = 990
+    if kind == "texts":
+        names, ghost = np.array([f"n{name}" for name in names], object), "ghost"
+    nodes["id"] = names
+    columns = {end: np.tile(names[edges[end]], 100_000) for end in ("src", "dst")}
+    columns["dst"][1_000_000] = columns["src"][1_050_000] = ghost
+    write(tmp_path / "g", pd.DataFrame(columns), nodes, ".parquet")
+    with pytest.raises(SystemExit) as ended:
+        partition(str(tmp_path / "g"), tmp_path / "parts")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"distsage: {tmp_path / 'g' / 'edges.parquet'}: the dst of edge 1000000 is node {ghost}, "
+        "which nodes.parquet does not have"
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"g"}
+
+
+def test_every_stage_says_how_far_it_is(
+    dataset: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(progress, "_LEAST_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(progress, "_PAUSE_SHARE", 0)
+    monkeypatch.setattr(progress, "_TICK_SECONDS", 0.01)  # KaMinPar's process takes longer
+    partition(dataset, tmp_path / "parts", "--part-method", "kaminpar", "--undirected")
+    lines = iter(capsys.readouterr().err.splitlines())
+    for line in (
+        "reading nodes.parquet: 11 of 11 rows, 0 s left",
+        "reading edges: 11 of 11 edges, 0 s left",
+        "reading features: 11 of 11 rows, 0 s left",
+        "assigning nodes: writing what the partitioner reads: 11 of 11 nodes, 0 s left",
+        "assigning nodes: KaMinPar: 0 s so far",
+        "judging attempt of seed 1: 2 of 2 parts, 0 s left",
+        "writing the parts' graphs: 19 of 19 edges, 0 s left",
+        "writing labels, masks and dense features: 11 of 11 rows, 0 s left",
+        "ranking remote nodes: 2 of 2 parts, 0 s left",
+    ):
+        assert line in lines  # and those that follow come later
+    assert any(line.startswith("checksums: ") for line in lines)

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.partitioning import run, shares
 from distsage.partitioning.parts import Parts
 from distsage.partitioning.run import partition
+from tests.unit.fuzzing import examples
 from tests.unit.partition_graphs import check_parts, communities, make_graph, random_directed, ring
 
 
@@ -242,3 +245,44 @@ def test_configuration_and_versions_are_recorded(tmp_path: Path) -> None:
     assert manifest.configuration["seed"] == 3
     assert manifest.configuration["method"] == "random"
     assert set(manifest.versions) == {"distsage", "dgl", "torch", "numpy"}
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> tuple[Graph, np.ndarray, int, int]:
+    """A graph, the trainer of each node, and how many parts and trainers a part there are."""
+    num_nodes = draw(st.integers(3, 25))
+    node = st.integers(0, num_nodes - 1)
+    ends = np.array(draw(st.lists(st.tuples(node, node), max_size=60)), int).reshape(-1, 2)
+    per_part = draw(st.integers(1, 2))
+    num_parts = draw(st.integers(1, num_nodes // per_part))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    trainer = rng.integers(0, num_parts * per_part, num_nodes)
+    trainer[: num_parts * per_part] = np.arange(num_parts * per_part)  # none is empty
+    changes: dict[str, object] = {}
+    if draw(st.booleans()):
+        changes["features"] = scipy.sparse.random(num_nodes, 9, 0.3, "csr", np.float32, rng=rng)
+    if draw(st.booleans()):
+        changes["original_ids"] = np.array([f"n{v}" * (v % 3 + 1) for v in range(num_nodes)])
+    graph = make_graph(ends[:, 0], ends[:, 1], num_nodes, **changes)
+    return graph, rng.permutation(trainer), num_parts, per_part
+
+
+@examples(25)
+@given(drawn=graphs())
+def test_any_graph_in_any_parts(
+    drawn: tuple[Graph, np.ndarray, int, int],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph, trainer, num_parts, per_part = drawn
+    folder = tmp_path_factory.mktemp("any")
+    np.save(folder / "own.npy", trainer)
+    output = folder / "parts"
+    own = {"method": folder / "own.npy", "num_trainers_per_host": per_part}
+    partition(graph, num_parts, output, **own)
+    parts = check_parts(graph, output, monkeypatch)
+    # The nodes of a part follow one another as its trainers have them.
+    names = np.arange(graph.num_nodes) if graph.original_ids is None else graph.original_ids
+    np.testing.assert_array_equal(
+        np.asarray(parts.original_ids()), names[np.argsort(trainer, kind="stable")]
+    )
