@@ -17,6 +17,8 @@ from distsage.errors import UserError
 SHARED_MEMORY = Path("/dev/shm")
 _PROC = Path("/proc")
 
+# What a process with more memory may load until it is as far: 32 MiB seen, of numba's compiler.
+_STILL_TO_LOAD_BYTES = 48 << 20
 
 _most: int | None = None  # what `hold_to` was told
 _share: int | None = None  # what `take_share` found
@@ -82,7 +84,8 @@ def more_memory(need: int) -> str:
     """What to do where `need` bytes more are too many."""
     if _most is None or (_share is not None and _share < _most):
         return "use a machine with more"
-    return f"give --memory {-(-(_own_memory() + need) // (1 << 20))}M or more"
+    least = _own_memory() + need + _STILL_TO_LOAD_BYTES
+    return f"give --memory {-(-least // (1 << 20))}M or more"
 
 
 def free_memory() -> int:
