@@ -21,7 +21,13 @@ from distsage.limits import usable_cores
 def budget() -> int:
     """Threads that this process may compute with: OMP_NUM_THREADS, or the cores that it may use."""
     stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return max(1, int(stated)) if stated.isdecimal() else usable_cores()
+    return max(1, int(stated)) if stated.isdecimal() else _cores()
+
+
+@cache
+def _cores() -> int:
+    """Found once: it takes reading files of /proc, and a step asks some twenty times."""
+    return usable_cores()
 
 
 def share(work: Callable[[], None], pieces: int) -> None:
