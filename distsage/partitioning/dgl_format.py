@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from dgl.data.utils import load_tensors, save_tensors
 
+from distsage.partitioning.dgl_arrays import ARRAY, COUNT, MAGIC
 from distsage.partitioning.manifest import NODE_DATA, NODE_TYPE, dgl_config
 from distsage.partitioning.node_data import ARRAY, COUNT, MAGIC
 
