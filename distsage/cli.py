@@ -236,12 +236,16 @@ def _lead_partition(config: PartitionConfig, hosts_of: "Callable[[Path], Hosts |
 def _plan(arguments: Sequence[str]) -> None:
     config = parse(PlanConfig, "plan", arguments)
     level.hold_to(level.chosen())
-    from distsage.plan.run import plan
+    from distsage.partitioning.kept_plans import keep
+    from distsage.partitioning.parts import Parts
+    from distsage.plan.run import expectations, plan
     from distsage.report.plan import plan_text, write_plan
 
     found = plan(config)
     write_plan(found, json_file=config.json, page=config.output)
-    show(plan_text(found))
+    parts = Parts.open(config.parts_dir)
+    kept = keep(parts, config, config.pairs_per_host, expectations(found.to_json()))
+    show(f"{plan_text(found)}\n\n{kept}")
 
 
 def _train(arguments: Sequence[str]) -> None:

@@ -31,10 +31,12 @@ class Hosts:
     Attributes:
         cores: for all its ranks; may be a fraction where hosts are emulated.
         network: bytes a second, each way; None where nobody said.
+        threads: that each trainer computes with.
     """
 
     cores: float
     network: float | None
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,6 @@ def seconds(
     """What an epoch and an evaluation take."""
     num_trainers, num_hosts = len(replayed.trainer_hosts), replayed.num_hosts
     pairs = num_trainers // num_hosts
-    threads = max(1, int(hosts.cores / pairs))
     edges = replayed.edges.astype(float)
     received = replayed.received_bytes(topology).astype(float)
     in_bytes, out_bytes = received.sum(2), replayed.by_host(received).sum(0).T  # [T, S], [H, S]
@@ -89,7 +90,7 @@ def seconds(
         add_up += gradients / hosts.network
 
     of_step = {
-        "computing": (compute / threads).max(0) + add_up,
+        "computing": (compute / hosts.threads).max(0) + add_up,
         "preparing": (prepare / max(1, config.num_workers)).max(0),
         "servers": (serve / pairs).max(0),
         "network": network.max(0),
@@ -110,18 +111,16 @@ def seconds(
         max(epoch * (1 - error), 0.0),
         highest * (1 + error),
         {name: float(values.mean() * steps) for name, values in of_step.items()},
-        _evaluation(replayed, exchanged, machine, hosts, threads),
+        _evaluation(replayed, exchanged, machine, hosts),
     )
 
 
-def _evaluation(
-    replayed: Replay, exchanged: Exchange, machine: Machine, hosts: Hosts, threads: int
-) -> float:
+def _evaluation(replayed: Replay, exchanged: Exchange, machine: Machine, hosts: Hosts) -> float:
     """Trainers compute after they have received: nothing overlaps."""
     compute = machine.evaluate_edge * exchanged.edges.astype(float)
     crossing = exchanged.hidden_bytes.sum(1) + exchanged.halo_bytes.sum(1)
     transfer = (machine.serve_byte + machine.receive_byte) * crossing.astype(float)
-    alone = float((compute / threads + transfer).max())
+    alone = float((compute / hosts.threads + transfer).max())
     shared = float((replayed.by_host(compute + transfer) / hosts.cores).max())
     carried = 0.0
     if hosts.network and replayed.num_hosts > 1:

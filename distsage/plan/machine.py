@@ -7,7 +7,8 @@ login host does not count, and a plan may divide them by other cores.
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,11 +31,13 @@ from distsage.features.slots import (
     multiplied_input,
 )
 from distsage.kernels import level
+from distsage.limits import usable_cores
 from distsage.model.backend import by_kernels, set_threads
 from distsage.model.inference import exchanged_rows, layer_rows
 from distsage.partitioning.host_parts import HostParts
 from distsage.plan.replay import Replay
 from distsage.sampling.batch import MiniBatch
+from distsage.sampling.sampler import Sampler
 from distsage.train.allocator import keep_freed_memory
 from distsage.train.loop import new_model
 from distsage.train.records import Run
@@ -46,6 +49,8 @@ _MOST_SECONDS = 8.0
 """CPU-seconds that steps are measured for, at most; at least two rounds."""
 _EVALUATED_NODES = 20_000
 _CHUNK = 1 << 20
+_CPU = torch.device("cpu")
+_THREADS = "OMP_NUM_THREADS"  # what `distsage.kernels.threads` asks
 
 
 @dataclass(frozen=True)
@@ -72,17 +77,42 @@ class Machine:
     spread: float
 
 
-def measure(parts: HostParts, config: TrainConfig, replayed: Replay) -> Machine:
+def measure(parts: HostParts, config: TrainConfig, replayed: Replay, num_threads: int) -> Machine:
     """Measure this machine with batches of the job and the model's own code; some 20 s.
 
     Rows are stand-ins of their width and type, as many as 256 MiB hold.
 
+    Args:
+        parts: dealt out to the hosts.
+        config: of the run.
+        replayed: batches of the job.
+        num_threads: that a trainer of the job computes with. Two that share a core's units, or its
+            caches, take more CPU-seconds for the same work than one.
+
     Raises:
         UserError: a file of the parts cannot be read.
     """
+    with _computing_with(min(num_threads, usable_cores())):
+        return _measure(parts, config, replayed)
+
+
+@contextmanager
+def _computing_with(num_threads: int) -> Iterator[None]:
+    """Inside, this process computes as a trainer of so many threads."""
+    before = os.environ.get(_THREADS)
+    os.environ[_THREADS] = str(num_threads)
+    try:
+        set_threads(_CPU)
+        yield
+    finally:
+        if before is None:
+            del os.environ[_THREADS]
+        else:
+            os.environ[_THREADS] = before
+
+
+def _measure(parts: HostParts, config: TrainConfig, replayed: Replay) -> Machine:
     keep_freed_memory()
-    device = torch.device("cpu")
-    set_threads(device)
     batches = [batch for batch in replayed.batches if batch.num_edges]
     rows = _stand_in(parts, config)
     way = choose_way(parts, config, replayed)
@@ -90,8 +120,8 @@ def measure(parts: HostParts, config: TrainConfig, replayed: Replay) -> Machine:
     gather, tag, send, receive = _transfer(rows)
     return Machine(
         f"measured here ({level.processor_name()}, kernels {level.chosen()})",
-        sample_edge=replayed.sample_seconds / max(int(replayed.edges.sum()), 1),
-        find_edge=_find_edge(parts, config, batches),
+        sample_edge=sampling(parts, config, replayed),
+        find_edge=_find_edge(parts, batches, way),
         step_edge=step,
         evaluate_edge=_evaluate_edge(parts, config, rows),
         serve_byte=gather + tag + send,
@@ -195,7 +225,7 @@ def _inputs(batch: MiniBatch, rows: Features, way: Way) -> InputLayer | Multipli
     if way == "gather":
         edges = slots[batch.input_edges.indices]
         return InputLayer((rows,), batch.input_edges.indptr, edges, batch.dst_gid % len(rows))
-    if by_kernels(torch.device("cpu")):
+    if by_kernels(_CPU):
         return multiplied_input(batch, TableRows((rows,), slots))
     return multiplied_input(batch, rows[torch.from_numpy(slots.astype(np.int64))])
 
@@ -238,7 +268,34 @@ def _step_edge(
     return median, float(np.subtract(*np.percentile(per_edge, [75, 25])) / median)
 
 
-def _find_edge(parts: HostParts, config: TrainConfig, batches: Sequence[MiniBatch]) -> float:
+def sampling(parts: HostParts, config: TrainConfig, replayed: Replay) -> float:
+    """CPU-seconds per edge of sampling, as the job's workers do it.
+
+    Raises:
+        UserError: a file of the parts cannot be read.
+    """
+    sampler = Sampler(
+        parts.parts.topology(),
+        config.fan_outs,
+        method=config.sampling_method,
+        number_inputs=_numbers_inputs(parts, choose_way(parts, config, replayed)),
+    )
+
+    def sample() -> None:
+        for step in replayed.steps:
+            sampler.sample(step.seed_gid, step.sample_key, step.dropout_key)
+
+    sample()  # compiles, and reads the topology
+    edges = sum(batch.num_edges for batch in replayed.batches)
+    return _cpu(sample) / max(edges, 1)
+
+
+def _numbers_inputs(parts: HostParts, way: Way) -> bool:
+    """Whether the job's samplers number the inputs of batches, as `PartRows` has it."""
+    return way != "gather" or not by_kernels(_CPU) or parts.manifest.features.is_sparse
+
+
+def _find_edge(parts: HostParts, batches: Sequence[MiniBatch], way: Way) -> float:
     """Finding where the rows of layer 1 are."""
     if not batches:
         return 0.0
@@ -247,7 +304,10 @@ def _find_edge(parts: HostParts, config: TrainConfig, batches: Sequence[MiniBatc
     wanted = []
     for batch in batches:
         assert batch.input_gid is not None
-        wanted.append((batch.input_gid[batch.input_edges.indices], batch.dst_gid))
+        if _numbers_inputs(parts, way):
+            wanted.append((batch.input_gid, batch.input_gid[:0]))
+        else:
+            wanted.append((batch.input_gid[batch.input_edges.indices], batch.dst_gid))
     slots.find(*wanted[0])  # compiles
     seconds = _cpu(lambda: [slots.find(*each) for each in wanted])
     return seconds / sum(batch.num_edges for batch in batches)

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distsage.config import TrainConfig
+from distsage.features.choice import Way
 from distsage.launch.preflight import RANK_BYTES, memory_need, shared_memory_need
+from distsage.model.cpu import SEGMENTS
 from distsage.partitioning.host_parts import HostParts
-from distsage.partitioning.kept_rows import cached_bytes, cached_gids, own_bytes
+from distsage.partitioning.kept_rows import cached_bytes, cached_gids, own_bytes, sent_bytes
 from distsage.plan.evaluation import Exchange
+from distsage.plan.machine import choose_way
 from distsage.plan.replay import Replay
 
 # What a rank and its watcher have taken before the preflight: Python, numpy and MPI. Measured on
@@ -57,6 +60,7 @@ def host_memory(
     topology: Literal["replicated", "partitioned"],
     replayed: Replay,
     exchanged: Exchange,
+    num_parameters: int,
 ) -> HostMemory:
     """Bytes that one host of a job takes.
 
@@ -67,11 +71,12 @@ def host_memory(
         topology: what its trainers sample from.
         replayed: batches of the job.
         exchanged: evaluations of the job.
+        num_parameters: of the model.
 
     Raises:
         UserError: a file of the parts cannot be read.
     """
-    manifest = parts.manifest
+    manifest, way = parts.manifest, choose_way(parts, config, replayed)
     trainers = [t for t, of in enumerate(replayed.trainer_hosts) if of == host]
     ranks = 2 * len(trainers)
     shared = shared_memory_need(parts, host, config)
@@ -81,9 +86,10 @@ def host_memory(
         "processes": ranks * (_STARTED_BYTES + RANK_BYTES) + len(trainers) * _TRAINING_BYTES,
         "numbering of nodes": len(trainers) * _numbering_bytes(parts, host, config),
         "halo": sum(_halo_bytes(exchanged, t, replayed.gid_bytes) for t in trainers),
-        "batches": sum(_batch_bytes(manifest.num_features, config, replayed, t) for t in trainers),
+        "weights": len(trainers) * _weights_bytes(parts, num_parameters),
+        "batches": sum(_batch_bytes(parts, config, replayed, t, way) for t in trainers),
         "two layers of evaluation": sum(
-            _evaluation_bytes(config, manifest.num_classes, exchanged, t) for t in trainers
+            _evaluation_bytes(parts, host, config, exchanged, t) for t in trainers
         ),
     }
     first, last = (0, manifest.num_edges) if topology == "replicated" else parts.edges(host)
@@ -109,30 +115,60 @@ def _halo_bytes(exchanged: Exchange, trainer: int, gid_bytes: int) -> int:
     return kept + 8 * int(exchanged.hidden_rows[:, trainer].sum())
 
 
-def _batch_bytes(width: int, config: TrainConfig, replayed: Replay, trainer: int) -> int:
+def _weights_bytes(parts: HostParts, num_parameters: int) -> int:
+    """The weights, their gradients, Adam's two moments, the best weights; and of one step."""
+    # A gradient of its own; and sums of some rows each, or weights in another order.
+    of_step = 2 if parts.manifest.features.is_sparse else 1 + SEGMENTS
+    return 4 * num_parameters * (5 + of_step)
+
+
+def _batch_bytes(
+    parts: HostParts, config: TrainConfig, replayed: Replay, trainer: int, way: Way
+) -> int:
     """Batches on their way, and what the largest one needs to be computed."""
+    manifest = parts.manifest
     missed = replayed.missed_bytes[trainer].sum(1)
     edges, inner = replayed.edges[trainer], replayed.inner_nodes[trainer]
-    waiting = int((4 * edges + 12 * inner + missed).max())
+    rows = replayed.input_nodes[trainer]
+    waiting = 4 * edges + 12 * inner + missed
+    if manifest.features.is_sparse:
+        # Copies of the rows, filled in where they are averaged first.
+        numbers = sum(part.feature_numbers for part in manifest.parts) / manifest.num_nodes
+        each = 4 * manifest.num_features if way == "gather" else 8 + 8 * round(numbers)
+        waiting = waiting + each * rows
     number = 2 if config.precision == "bf16" else 4
-    # Layer 1's input, its result and the gradients of both.
-    computed = number * int(inner.max()) * 2 * (width + config.num_hidden)
-    return waiting * (_AHEAD_PER_WORKER * config.num_workers + _COMPUTED) + computed
+    if way == "gather":
+        # Layer 1's input, its result and the gradients of both.
+        computed = number * inner * 2 * (manifest.num_features + config.num_hidden)
+    else:
+        # Products and what their gradients are; layer 1's result, and its gradient.
+        computed = config.num_hidden * ((number + 4) * rows + 2 * number * inner)
+    most = int(waiting.max()) * (_AHEAD_PER_WORKER * config.num_workers + _COMPUTED)
+    return most + int(computed.max())
 
 
 def _evaluation_bytes(
-    config: TrainConfig, num_classes: int, exchanged: Exchange, trainer: int
+    parts: HostParts, host: int, config: TrainConfig, exchanged: Exchange, trainer: int
 ) -> int:
-    """Halo rows of layer 1, and the rows of two layers of a trainer's nodes."""
-    nodes, layers = int(exchanged.nodes[trainer]), len(config.fan_outs)
-    halo = int(exchanged.halo_bytes[trainer].sum())
-    if layers == 1:
-        return halo + 4 * nodes * num_classes
-    widths = [config.num_hidden] * (layers - 1) + [num_classes]
-    most = 0
-    for below, above, sent in zip(widths, widths[1:], exchanged.hidden_widths, strict=False):
+    """Rows of the layer below and of the one above, as `distsage.train.halo_inference` has them.
+
+    What layer 1 takes the mean of stays until the end.
+    """
+    manifest, nodes = parts.manifest, int(exchanged.nodes[trainer])
+    widths = [config.num_hidden] * (len(config.fan_outs) - 1) + [manifest.num_classes]
+    below = widths[0]
+    halo = int(exchanged.feature_halo[trainer])
+    if manifest.features.is_sparse or below < manifest.num_features:  # multiplied before
+        kept, received = 4 * below * parts.num_nodes(host), 4 * below * halo
+    else:
+        row_bytes = sent_bytes(parts, config.feat_dtype)
+        assert isinstance(row_bytes, int)  # dense
+        kept, received = 0, halo * row_bytes
+    most = max(2 * received, kept + received + 4 * below * nodes)  # pieces are put together
+    for above, sent in zip(widths[1:], exchanged.hidden_widths, strict=True):
         multiplied = nodes * sent if sent < below else 0
-        asked = int(exchanged.hidden_rows[:, trainer].sum())
-        received = int(exchanged.hidden_rows[trainer].sum())
-        most = max(most, nodes * (below + above) + multiplied + (asked + received) * sent)
-    return halo + 4 * most
+        crossing = exchanged.hidden_rows[:, trainer].sum() + exchanged.hidden_rows[trainer].sum()
+        rows = nodes * (below + above) + multiplied + int(crossing) * sent
+        most = max(most, kept + received + 4 * rows)
+        below = above
+    return most

@@ -1,6 +1,5 @@
 """Samples batches that a job would train on, and counts what they need. Runs on the login host."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from distsage.partitioning.host_parts import HostParts
 from distsage.partitioning.kept_rows import cached_gids, sent_bytes
 from distsage.sampling.batch import MiniBatch
 from distsage.sampling.sampler import Neighbours, Sampler
-from distsage.sampling.seeds import SeedPlan
+from distsage.sampling.seeds import SeedPlan, Step
 
 CURVE_RATIOS = tuple(percent / 100 for percent in (0, 1, 2, 5, *range(10, 101, 10)))
 """Cache ratios at which a replay knows the bytes."""
@@ -35,9 +34,8 @@ class Replay:
             where the topology is partitioned, and the picks.
         curve_bytes: int64 `[len(CURVE_RATIOS)]`, what all the counted batches would fetch with
             other caches.
-        sample_seconds: CPU-seconds that sampling took, one thread.
         gid_bytes: of a gid in the topology.
-        batches: a few of trainer 0's, inputs numbered, to measure with.
+        steps, batches: a few of trainer 0's, inputs numbered, to measure with.
     """
 
     num_steps: int
@@ -52,8 +50,8 @@ class Replay:
     asked_nodes: np.ndarray
     asked_picks: np.ndarray
     curve_bytes: np.ndarray
-    sample_seconds: float
     gid_bytes: int
+    steps: Sequence[Step]
     batches: Sequence[MiniBatch]
 
     @property
@@ -122,18 +120,15 @@ class _CountedPicks:
     def begin(self) -> None:
         """A batch begins."""
         self.nodes, self.picks = np.zeros((2, len(self._offsets) - 1), np.int64)
-        self.seconds = 0.0
 
     def pick(
         self, dst_gid: np.ndarray, fan_out: int, key: np.uint64
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `Neighbours.pick`."""
         indptr, src_gid = self._neighbours.pick(dst_gid, fan_out, key)
-        started = time.thread_time()
         owner = owners(self._offsets, dst_gid)
         np.add.at(self.nodes, owner, 1)
         np.add.at(self.picks, owner, np.diff(indptr))
-        self.seconds += time.thread_time() - started
         return indptr, src_gid
 
 
@@ -143,12 +138,12 @@ def owners(offsets: np.ndarray, gids: np.ndarray) -> np.ndarray:
 
 
 def train_nodes(parts: HostParts) -> np.ndarray:
-    """The gids of all train nodes, ascending: int64. Reads the data of all nodes.
+    """The gids of all train nodes, ascending: int64. Reads the masks of all parts.
 
     Raises:
         UserError: a part cannot be read.
     """
-    masks = [parts.parts.load_part(part)["train_mask"] for part in range(parts.parts.num_parts)]
+    masks = [parts.parts.load_mask(part, "train_mask") for part in range(parts.parts.num_parts)]
     return np.flatnonzero(np.concatenate(masks))
 
 
@@ -186,7 +181,6 @@ def replay(
 
     picks = _CountedPicks(topology, config, offsets)
     sampler = Sampler(topology, config.fan_outs, number_inputs=True, pick=picks.pick)
-    sampler.sample(train_gid[:1], np.uint64(0), np.uint64(0))  # compiles
     row_bytes = sent_bytes(parts, config.feat_dtype)
 
     def bytes_of(gids: np.ndarray) -> np.ndarray:
@@ -204,8 +198,7 @@ def replay(
         for name in ("missed_rows", "missed_bytes", "asked_nodes", "asked_picks")
     }
     curve = np.zeros(len(CURVE_RATIOS), np.int64)
-    seconds = 0.0
-    kept: list[MiniBatch] = []
+    kept: list[tuple[Step, MiniBatch]] = []
     for trainer, plan in enumerate(plans):
         host = trainer // trainers_per_host
         if trainer % trainers_per_host == 0:
@@ -214,11 +207,9 @@ def replay(
         for place, step in enumerate(steps):
             at = trainer, place
             picks.begin()
-            started = time.thread_time()
             batch = sampler.sample(step.seed_gid, step.sample_key, step.dropout_key)
-            seconds += time.thread_time() - started - picks.seconds
             if trainer == 0 and len(kept) < _KEPT_BATCHES:
-                kept.append(batch)
+                kept.append((step, batch))
             assert batch.input_gid is not None
             owner = owners(offsets, batch.input_gid)
             remote = batch.input_gid[owner != host]
@@ -246,9 +237,9 @@ def replay(
         **single,
         **by_owner,
         curve_bytes=curve,
-        sample_seconds=seconds,
         gid_bytes=topology.indices.itemsize,
-        batches=kept,
+        steps=[step for step, _ in kept],
+        batches=[batch for _, batch in kept],
     )
 
 

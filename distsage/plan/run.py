@@ -1,8 +1,9 @@
 """Makes a plan: replays, measures, adds up, recommends. Runs on the login host."""
 
 import math
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +12,14 @@ import numpy as np
 
 from distsage import __version__
 from distsage.config import PlanConfig, TrainConfig
+from distsage.kernels import threads
 from distsage.limits import free_memory, usable_cores
 from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.kept_plans import Expectation
 from distsage.partitioning.parts import Parts
 from distsage.plan.estimate import Hosts, Seconds, seconds
 from distsage.plan.evaluation import exchange
-from distsage.plan.machine import Machine, calibrated, measure
+from distsage.plan.machine import Machine, calibrated, measure, sampling
 from distsage.plan.memory import HostMemory, host_memory
 from distsage.plan.replay import CURVE_RATIOS, Replay, replay, train_nodes
 from distsage.sampling.partitioned import choose_topology
@@ -25,6 +28,8 @@ from distsage.train.records import read_run
 
 SCHEMA = 1
 """Of a plan as JSON."""
+
+Topologies = Literal["replicated", "partitioned"]
 
 _MEMORY_MARGIN, _TIME_MARGIN = 1.2, 1.5
 _DEARER = 1.25
@@ -60,7 +65,7 @@ class HostsPlan:
     steps: int
     sampled: int
     error: float
-    topology: Literal["replicated", "partitioned"]
+    topology: Topologies
     topology_note: str
     batch: dict[str, float]
     memory: list[HostMemory]
@@ -92,7 +97,6 @@ class Change:
     epoch: float
     received: float
     memory: float
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Plan:
         hosts: one for each number of hosts.
         recommended: how many; None where none fits.
         why: a sentence.
+        bound: what these parts cannot tell, a sentence; empty if nothing.
         request: the line that asks Slurm for it.
         changes: of the recommended job, or of the largest.
     """
@@ -124,6 +129,7 @@ class Plan:
     hosts: list[HostsPlan]
     recommended: int | None
     why: str
+    bound: str
     request: str | None
     changes: list[Change]
 
@@ -141,18 +147,15 @@ def plan(config: PlanConfig) -> Plan:
     """
     run = None if config.calibrate is None else read_run(config.calibrate)
     parts = Parts.open(config.parts_dir)
-    dealt = [
-        HostParts.deal(parts, [f"host {number}" for number in range(count)])
-        for count in config.host_counts
-    ]
+    dealt = [_deal(parts, count) for count in config.host_counts]
     parts.check_sizes()
     manifest = parts.manifest
     train_gid = train_nodes(dealt[0])
     replays = [_replay(each, config, train_gid) for each in dealt]
-    machine = measure(dealt[0], config, replays[0])
+    hosts = _hosts(config)
+    machine = measure(dealt[0], config, replays[0], hosts.threads)
     if run is not None:
         machine = calibrated(machine, run, config)
-    hosts = Hosts(config.cores or float(usable_cores()), config.network_bytes)
     model = new_model(config, manifest.num_features, manifest.num_classes)
     size = sum(parameter.numel() for parameter in model.parameters())
     plans = [
@@ -181,8 +184,57 @@ def plan(config: PlanConfig) -> Plan:
         hosts=plans,
         recommended=None if chosen is None else chosen.num_hosts,
         why=why,
+        bound=bound_of(best.num_hosts, parts.num_parts),
         request=None if chosen is None else request(chosen, config, hosts.cores),
         changes=changes,
+    )
+
+
+def _hosts(config: PlanConfig) -> Hosts:
+    """What each host of the job has."""
+    cores = config.cores or float(usable_cores())
+    if "OMP_NUM_THREADS" in os.environ:  # sbatch hands it on to the job
+        return Hosts(cores, config.network_bytes, threads.budget())
+    share = max(1, int(cores / config.pairs_per_host))  # as batch scripts and ranks share them
+    return Hosts(cores, config.network_bytes, share)
+
+
+def expectations(plan: Mapping[str, Any]) -> dict[int, Expectation]:
+    """What jobs are expected to take by a plan as JSON, by their numbers of hosts.
+
+    Raises:
+        ValueError: it is of another schema.
+        KeyError, TypeError: it is no plan.
+    """
+    if plan["schema"] != SCHEMA:
+        raise ValueError("another schema")
+    found = {}
+    for each in plan["hosts"]:
+        took, batches = each["seconds"], each["steps"] * each["trainers"]
+        found[each["num_hosts"]] = Expectation(
+            by=f"distsage plan, its seconds {plan['machine']['source']}",
+            memory_bytes=[
+                sum(host["shared"].values()) + max(sum(host["own"].values()), host["loading"])
+                for host in each["memory"]
+            ],
+            epoch_seconds=took["epoch"],
+            epoch_seconds_low=took["low"],
+            epoch_seconds_high=took["high"],
+            eval_seconds=took["evaluation"],
+            edges=each["batch"]["edges"] * batches,
+            missed_rows=each["batch"]["from other hosts"] * batches,
+        )
+    return found
+
+
+def bound_of(num_hosts: int, num_parts: int) -> str:
+    """What parts cannot tell of more hosts than `num_hosts`; empty if they can."""
+    if num_hosts < num_parts:
+        return ""
+    which = "this is 1 part" if num_parts == 1 else f"these are {num_parts} parts"
+    return (
+        f"{which}, so nothing is known of more hosts: partition into more, such as "
+        f"--num-parts {2 * num_parts}, to see what those would take"
     )
 
 
@@ -242,6 +294,10 @@ def _given(config: PlanConfig) -> dict[str, Any]:
     return given
 
 
+def _deal(parts: Parts, num_hosts: int) -> HostParts:
+    return HostParts.deal(parts, [f"host {number}" for number in range(num_hosts)])
+
+
 def _replay(parts: HostParts, config: PlanConfig, train_gid: np.ndarray) -> Replay:
     return replay(parts, config, train_gid, config.pairs_per_host, config.batches)
 
@@ -256,9 +312,9 @@ def _hosts_plan(
 ) -> HostsPlan:
     exchanged = exchange(parts, config, config.pairs_per_host)
 
-    def memory_with(topology: Literal["replicated", "partitioned"]) -> list[HostMemory]:
+    def memory_with(topology: Topologies) -> list[HostMemory]:
         return [
-            host_memory(parts, host, config, topology, replayed, exchanged)
+            host_memory(parts, host, config, topology, replayed, exchanged, num_parameters)
             for host in range(parts.num_hosts)
         ]
 
@@ -332,22 +388,27 @@ def _changes(
     num_parameters: int,
     now: HostsPlan,
 ) -> list[Change]:
-    """What other options would change of a job, each by itself."""
-    others: dict[str, dict[str, Any]] = {}
+    """What other options, and more hosts, would change of a job, each by itself."""
+    others: dict[str, tuple[HostParts, PlanConfig]] = {}
     if config.sampler == "neighbor" and not config.replace:
-        others["--sampler labor"] = {"sampler": "labor"}
+        others["--sampler labor"] = parts, replace(config, sampler="labor")
     if config.feat_dtype == "float32":
-        others["--feat-dtype float16"] = {"feat_dtype": "float16"}
+        others["--feat-dtype float16"] = parts, replace(config, feat_dtype="float16")
     if config.cache_bytes is None and parts.num_hosts > 1:
-        others[f"--cache-ratio {now.knee:g}"] = {"cache_ratio": now.knee}
+        others[f"--cache-ratio {now.knee:g}"] = parts, replace(config, cache_ratio=now.knee)
     if parts.num_hosts > 1:
-        other = "partitioned" if now.topology == "replicated" else "replicated"
-        others[f"--topology {other}"] = {"topology": other}
+        other: Topologies = "partitioned" if now.topology == "replicated" else "replicated"
+        others[f"--topology {other}"] = parts, replace(config, topology=other)
+    more = min(2 * now.num_hosts, parts.parts.num_parts)
+    if more > now.num_hosts and more not in config.host_counts:
+        others[f"--hosts {more}"] = _deal(parts.parts, more), config
     changes = []
-    for option, values in others.items():
-        changed = replace(config, **values)
-        replayed = _replay(parts, changed, train_gid)
-        then = _hosts_plan(parts, changed, replayed, machine, hosts, num_parameters)
+    for option, (dealt, changed) in others.items():
+        replayed = _replay(dealt, changed, train_gid)
+        samples = machine
+        if changed.sampler != config.sampler:
+            samples = replace(machine, sample_edge=sampling(dealt, changed, replayed))
+        then = _hosts_plan(dealt, changed, replayed, samples, hosts, num_parameters)
         changes.append(
             Change(
                 option,

@@ -1,85 +1,119 @@
-"""A plan beside what a run then took. Runs on the login host."""
+"""What a run was expected to take beside what it then took. Runs on the login host."""
 
+import shlex
 import statistics
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
+from distsage.config import TrainConfig
 from distsage.errors import UserError
 from distsage.files import read_json
 from distsage.limits import human_bytes
-from distsage.plan.run import SCHEMA
+from distsage.partitioning.kept_plans import Expectation, decides
+from distsage.plan.run import expectations
 from distsage.report.figures import Figure, Table, seconds
 from distsage.train.records import Run
 
 PLAN = "plan.json"
-"""Beside a run's records, where people have put it."""
+"""Beside a run's records, where people have put it; it goes before what the run has noted."""
+
+_MEMORY = ("trainer_bytes", "server_bytes", "shared_bytes")
 
 
 def plan_figures(runs: Sequence[Run]) -> list[Figure]:
-    """A table for each run whose directory holds a plan.
+    """A table for each run of `distsage train`, and for others that people have put a plan to.
 
     Raises:
         UserError: a plan cannot be read.
     """
-    found = [(run, run.path / PLAN) for run in runs]
-    return [_figure(run, path, many=len(runs) > 1) for run, path in found if path.exists()]
+    of_train = [
+        run for run in runs if run.about.get("command") == "train" or (run.path / PLAN).exists()
+    ]
+    return [_figure(run, many=len(runs) > 1) for run in of_train]
 
 
-def _figure(run: Run, path: Path, *, many: bool) -> Figure:
-    try:
-        planned = _of_hosts(read_json(path), max(len(run.hosts), 1))
-        rows = _rows(run, planned)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(
-            f"{path} is no plan for {max(len(run.hosts), 1)} hosts as this distsage writes them; "
-            "remove it, or write it anew with `distsage plan --json`"
-        ) from error
+def _figure(run: Run, *, many: bool) -> Figure:
+    expected = _expectation(run)
+    note = "epochs after the first; memory of the host that took most, without pages of files"
+    if expected is not None:
+        note += f"; planned: {expected.by}"
+    if expected is None or expected.epoch_seconds is None:
+        note += f"; to plan the next one: {_command(run)}"
     title = "Planned and taken"
     return Figure(
         f"{run.name}: {title}" if many else title,
-        Table(["", "planned", "taken", "difference"], rows),
-        note="epochs after the first; memory of the host that took most, without pages of files",
+        Table(["", "planned", "taken", "difference"], _rows(run, expected)),
+        note=note,
     )
 
 
-def _of_hosts(value: dict[str, Any], num_hosts: int) -> dict[str, Any]:
-    """What a plan says of a number of hosts."""
-    if value["schema"] != SCHEMA:
-        raise ValueError("another schema")
-    (found,) = (each for each in value["hosts"] if each["num_hosts"] == num_hosts)
-    assert isinstance(found, dict)
-    return found
+def _expectation(run: Run) -> Expectation | None:
+    """By the plan beside the run's records, or by these."""
+    path, num_hosts = run.path / PLAN, max(len(run.hosts), 1)
+    if path.exists():
+        try:
+            return expectations(read_json(path))[num_hosts]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path} is no plan for {num_hosts} hosts as this distsage writes them; remove it, "
+                "or write it anew with `distsage plan --json`"
+            ) from error
+    noted = run.about.get("expected")
+    try:
+        return None if noted is None else Expectation.from_json(noted)
+    except ValueError as error:
+        raise UserError(f"{run.path / 'run.json'} is damaged: expected has {error}") from error
 
 
-def _rows(run: Run, planned: dict[str, Any]) -> list[list[str]]:
-    epochs = run.epochs[1:] or run.epochs
-    took = planned["seconds"]
+def _command(run: Run) -> str:
+    """The command that plans for a run like this one."""
+    place = "parts" if run.config.get("parts") else "conf_file"
+    num_hosts = max(len(run.hosts), 1)
+    given = {place: run.config.get(place), "hosts": num_hosts}
+    pairs = int(run.about.get("trainers", num_hosts)) // num_hosts
+    if pairs > 1:
+        given["pairs_per_host"] = pairs
+    for field in fields(TrainConfig):
+        value = run.config.get(field.name, field.default)
+        if decides(field.name) and value != field.default:
+            given[field.name] = value
+    words = ["python", "-m", "distsage", "plan"]
+    for name, value in given.items():
+        words.append(f"--{name.replace('_', '-')}")
+        words += [] if value is True else [str(value)]
+    return shlex.join(words)
+
+
+def _rows(run: Run, expected: Expectation | None) -> list[list[str]]:
+    planned: dict[str, Any] = {} if expected is None else asdict(expected)
     rows = []
 
-    def add(name: str, expected: float, taken: float, text: Any, band: str = "") -> None:
-        difference = f"{100 * (taken / expected - 1):+.0f} %" if expected else ""
-        rows.append([name, f"{text(expected)}{band}", text(taken), difference])
+    def add(
+        what: str, foretold: float | None, taken: float, text: Callable[[float], str], band: str
+    ) -> None:
+        difference = f"{100 * (taken / foretold - 1):+.0f} %" if foretold else ""
+        known = "" if foretold is None else f"{text(foretold)}{band}"
+        rows.append([what, known, text(taken), difference])
 
+    epochs = run.epochs[1:] or run.epochs
     if epochs:
-        band = f" ({took['low']:.3g}-{took['high']:.3g} s)"
+        low, high = planned.get("epoch_seconds_low"), planned.get("epoch_seconds_high")
+        band = "" if low is None or high is None else f" ({low:.3g}-{high:.3g} s)"
         median = statistics.median(epoch["seconds"] for epoch in epochs)
-        add("seconds an epoch", took["epoch"], median, seconds, band)
-        for name, count in (("edges", "edges"), ("rows from other hosts", "missed_rows")):
-            each = planned["batch"]["edges" if count == "edges" else "from other hosts"]
-            expected = each * planned["steps"] * planned["trainers"]
-            mean = statistics.fmean(epoch[count]["total"] for epoch in epochs)
-            add(f"{name}, an epoch", expected, mean, lambda value: f"{value:,.0f}")
+        add("seconds an epoch", planned.get("epoch_seconds"), median, seconds, band)
+    for what, name in (("edges", "edges"), ("rows from other hosts", "missed_rows")):
+        counts = [epoch[name]["total"] for epoch in epochs if name in epoch]
+        if counts:
+            mean = statistics.fmean(counts)
+            add(f"{what}, an epoch", planned.get(name), mean, lambda value: f"{value:,.0f}", "")
     evaluated = [epoch["eval_seconds"] for epoch in run.epochs if "eval_seconds" in epoch]
     if evaluated:
-        add("an evaluation", took["evaluation"], statistics.median(evaluated), seconds)
-    records = [epoch["hosts"] for epoch in run.epochs if "hosts" in epoch]
-    if records:
-        kinds = ("trainer_bytes", "server_bytes", "shared_bytes")
-        memory = max(sum(host[kind] for kind in kinds) for hosts in records for host in hosts)
-        expected = max(
-            sum(host["shared"].values()) + max(sum(host["own"].values()), host["loading"])
-            for host in planned["memory"]
-        )
-        add("memory of a host", expected, memory, lambda value: human_bytes(round(value)))
+        median = statistics.median(evaluated)
+        add("an evaluation", planned.get("eval_seconds"), median, seconds, "")
+    hosts = [host for epoch in run.epochs for host in epoch.get("hosts", ())]
+    if hosts:
+        most = max(sum(host[kind] for kind in _MEMORY) for host in hosts)
+        foretold = None if expected is None else max(expected.memory_bytes)
+        add("memory of a host", foretold, most, lambda value: human_bytes(round(value)), "")
     return rows

@@ -45,6 +45,8 @@ def plan_text(plan: Plan) -> str:
                 rows = [list(figure.table.head), *map(list, figure.table.rows)]
                 lines += ["", figure.title, align(rows)]
     lines += ["", _recommendation(plan)]
+    if plan.bound:
+        lines.append(plan.bound)
     if plan.request is not None:
         lines += ["", f"  {plan.request}"]
     if plan.changes:
@@ -111,6 +113,7 @@ def plan_sections(plan: Plan) -> list[Section]:
     facts = [
         ["recommended", _recommendation(plan)],
         ["request", plan.request or "none"],
+        *([["more hosts", plan.bound]] if plan.bound else []),
         ["figures", plan.machine.source],
         ["network", _network(plan)],
         ["checkpoint", human_bytes(plan.checkpoint_bytes)],

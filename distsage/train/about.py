@@ -7,11 +7,13 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from distsage.config import job_name
 from distsage.kernels.level import processor_name
 from distsage.limits import usable_cores
+from distsage.partitioning.kept_plans import Expectation
 from distsage.partitioning.manifest import Manifest
 from distsage.train.checkpoint import Origin
 
@@ -38,6 +40,7 @@ def about(
     hosts: Sequence[str],
     num_steps: int,
     manifest: Manifest | None,
+    expected: Expectation | None = None,
 ) -> dict[str, Any]:
     """What run.json holds.
 
@@ -46,6 +49,7 @@ def about(
         hosts: names, in the order of the parts.
         num_steps: of an epoch.
         manifest: of the parts; None for a graph in one piece.
+        expected: what the job is expected to take; None where nobody has said.
     """
     return {
         "schema": SCHEMA,
@@ -66,6 +70,7 @@ def about(
             "slurm": {name: os.environ[name] for name in _SLURM if name in os.environ},
         },
         "partition": None if manifest is None else _partition_report(manifest),
+        "expected": None if expected is None else asdict(expected),
     }
 
 

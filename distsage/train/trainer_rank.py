@@ -10,6 +10,7 @@ import torch.distributed
 
 from distsage.config import TrainConfig
 from distsage.data.graph import Topology
+from distsage.errors import UserError
 from distsage.features.cache import fill_cache, ranking_note
 from distsage.features.choice import BatchCounts, InputChoice, choose_input_layer
 from distsage.features.resident import keep_on_gpu
@@ -18,12 +19,14 @@ from distsage.kernels import level
 from distsage.launch import job as bring_up
 from distsage.launch.dgl.client import GraphStore
 from distsage.launch.job import Job
-from distsage.launch.preflight import versions
+from distsage.launch.preflight import memory_need, versions
 from distsage.launch.watch import failure_note
 from distsage.launch.watch.progress import Mark, State, Watched
 from distsage.limits import SHARED_MEMORY, free_memory
 from distsage.model.backend import by_kernels, description, set_threads
+from distsage.partitioning.kept_plans import Expectation, find
 from distsage.partitioning.kept_rows import cached_gids
+from distsage.partitioning.parts import Parts
 from distsage.progress import progress
 from distsage.sampling.partitioned import PartitionedNeighbours, choose_topology
 from distsage.sampling.sampler import Neighbours, Sampler
@@ -104,8 +107,9 @@ def _train(
         Labels(part[0], labels),
         device,
     )
+    expected = _expectation(job, trainers)
     if run is not None:
-        run.describe(about(origin_of(job), job.hosts, plan.num_steps, manifest))
+        run.describe(about(origin_of(job), job.hosts, plan.num_steps, manifest, expected))
         status = Status(run.path, config.num_epochs, plan.num_steps, watched.mark)
         mark = status.mark
     halo = HaloInference(topology, bounds, part, trainers, mark)
@@ -161,6 +165,23 @@ def _train(
                 "edge_cut": manifest.edge_cut,
             }
         )
+
+
+def _expectation(job: Job[TrainConfig], trainers: Collectives) -> Expectation:
+    """What this job is expected to take: by a plan of its kind, or by its preflight. Collective."""
+    config, pairs = job.config, job.assignment.pairs_per_host
+    need = memory_need(job.parts, job.assignment.host, config, 2 * pairs)
+    needs = trainers.concatenate(torch.tensor([need]))[::pairs].tolist()
+    own = Expectation("the preflight of the run, which knows its memory alone", needs)
+    if trainers.rank != 0:
+        return own
+    try:
+        # Not in a staged copy, which has no plans.
+        planned = find(Parts.open(config.parts_dir), config, job.assignment.num_hosts, pairs)
+    except UserError as error:
+        print(f"distsage: {error}; the run goes on without it", flush=True)
+        return own
+    return planned or own
 
 
 def origin_of(job: Job[TrainConfig]) -> Origin:

@@ -1,5 +1,6 @@
 """A plan counts what a job counts: the same batches, to the last row and byte."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ from jobs import epochs, train
 
 from distsage.config import TrainConfig
 from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.kept_plans import Expectation, keep
 from distsage.partitioning.parts import Parts
 from distsage.plan.evaluation import exchange
 from distsage.plan.replay import replay, train_nodes
+from distsage.train.records import read_run
 
 pytestmark = pytest.mark.mpi
 
@@ -30,8 +33,11 @@ def test_the_records_of_a_job_are_what_was_planned(
     values = {"fan_out": "3,4", "batch_size": 20, "num_hidden": 8, "cache_ratio": 0.1, "seed": 3}
     values |= {"num_epochs": 2, "eval_every": 2, "num_workers": 0, "topology": topology}
     words = [word for name, value in values.items() for word in (f"--{name}", value)]
+    kept = Expectation("a plan", [1 << 29] * HOSTS, edges=7.0)
+    keep(Parts.open(path), TrainConfig(parts=path, **values), PAIRS, {HOSTS: kept})
     train(2 * HOSTS * PAIRS, path, tmp_path, *words, hosts=HOSTS)
     first, last = epochs(tmp_path)
+    assert read_run(tmp_path).about["expected"] == asdict(kept)
 
     parts = HostParts.deal(Parts.open(path), ["a", "b"])
     config = TrainConfig(parts=path, **values)

@@ -63,6 +63,10 @@ def test_a_job_trains_and_leaves_a_whole_run_directory(
     run = read_run(run_dir)
     assert list(strangers(run)) == []
     assert len(run.hosts) == hosts
+    need = run.about["expected"]["memory_bytes"]  # nobody has planned: the preflight says
+    assert len(need) == hosts
+    taken = [host["trainer_bytes"] + host["server_bytes"] for host in records[-1]["hosts"]]
+    assert all(0.3 < each / took < 3 for each, took in zip(need, taken, strict=True))
     for at, host in enumerate(records[0]["hosts"]):
         others = [other for other in range(hosts) if other != at]
         assert all(host["received_bytes_from"][other] > 0 for other in others)

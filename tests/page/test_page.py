@@ -1,4 +1,4 @@
-"""The pages about runs and parts in a browser without a network, as `make test-page` opens them."""
+"""Pages in a browser without a network, as `make test-page` opens them."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page about one run, one about two, and one about parts."""
+    """A page about one run, one about two, one about parts, and one about a plan."""
     folder = tmp_path_factory.mktemp("pages")
     other = folder / "slower"
     shutil.copytree(RUN, other)
@@ -38,7 +38,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     shown = {"one run": [RUN], "two runs": [RUN, other], "parts": [folder / "parts"]}
     for name, paths in shown.items():
         write_report(paths, folder / f"{name}.html")
-    return {name: folder / f"{name}.html" for name in shown}
+    words = ["--parts", str(folder / "parts"), "--hosts", "1,2,4", "--mem", "8G", "--batches", "2"]
+    words += ["--num-hidden", "8", "--batch-size", "50", "--network", "10gbit"]
+    main(["plan", *words, "--output", str(folder / "plan.html")])
+    return {name: folder / f"{name}.html" for name in (*shown, "plan")}
 
 
 # How many colours each canvas has; an empty one has one.
@@ -51,30 +54,43 @@ PROBLEMS = """axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'best-practice'] }).then(
 
 
 @pytest.mark.parametrize(
-    ("page", "width", "dark", "pictures"),
+    ("page", "width", "dark", "pictures", "tables"),
     [
-        ("one run", 1400, False, 12),
-        ("two runs", 400, True, 22),
-        ("parts", 1400, True, 6),
-        ("parts", 400, False, 6),
+        ("one run", 1400, False, 12, 3),
+        ("two runs", 400, True, 22, 4),
+        ("parts", 1400, True, 6, 2),
+        ("parts", 400, False, 6, 2),
+        ("plan", 1400, False, 7, 5),
+        ("plan", 400, True, 7, 5),
     ],
     ids=[
         "one run, wide, light",
         "two runs, on a phone, dark",
         "parts, wide, dark",
         "parts, on a phone, light",
+        "a plan, wide, light",
+        "a plan, on a phone, dark",
     ],
 )
 def test_the_page_is_whole(
-    page: str, width: int, dark: bool, pictures: int, pages: dict[str, Path], browser: Browser
+    page: str,
+    width: int,
+    dark: bool,
+    pictures: int,
+    tables: int,
+    pages: dict[str, Path],
+    browser: Browser,
 ) -> None:
+    """`tables`: those of no picture."""
     browser.complaints.clear()
     browser.requests.clear()
     browser.open(pages[page], width, dark=dark)
     colours = browser.value(COLOURS)
     assert len(colours) == pictures
     assert min(colours) > 10, "a picture is blank"
-    assert browser.value("document.querySelectorAll('figure table').length") == len(colours) + 2
+    assert (
+        browser.value("document.querySelectorAll('figure table').length") == len(colours) + tables
+    )
     assert browser.value("[...document.querySelectorAll('table')].every((t) => t.rows.length > 1)")
     assert browser.value("document.documentElement.scrollWidth") <= width
     browser.value(AXE.read_text() + "; 0")

@@ -1,8 +1,9 @@
 """How far are plans off? Runs small jobs, plans them beforehand, and compares.
 
 `python -m tools.bench.plan` makes the parts of a synthetic graph, plans and trains on 1, 2 and 4
-emulated hosts of this machine, and writes the table into docs/planning.md. With `--rate 1gbit` it
-also trains on an emulated cluster whose hosts have such a network; that needs root.
+emulated hosts of this machine, and writes the table into docs/planning.md. Other graphs can be
+named, each gets a table. With `--rate 1gbit` it also trains on an emulated cluster whose hosts have
+such a network; that needs root.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from tools.mpirun import launcher
 from .cluster import REPOSITORY, Cluster, cluster
 from .runs import make_parts
 
-_DATASET, _PARTS = "synthetic:100000:20:100", 4
+_GRAPH, _PARTS = "synthetic:100000:20:100", 4
 _HOSTS = (1, 2, 4)
 _EPOCHS = 6
 _TRAINING = ["--batch-size", "500", "--num-epochs", str(_EPOCHS), "--eval-every", str(_EPOCHS)]
@@ -60,16 +61,17 @@ def compare(parts: Path, hosts: int, rate: str | None) -> Comparison:
         plan_file, run_dir = Path(folder, "plan.json"), Path(folder, "run")
         words = ["--parts", str(parts), *_TRAINING]
         network = ["--network", rate] if rate else []
-        cores = usable_cores() / hosts
+        cores = usable_cores() / hosts  # the machine's are shared by all
+        threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // hosts))}
         planning = ["--hosts", str(hosts), "--cores", f"{cores:g}", "--json", str(plan_file)]
-        _run([sys.executable, "-m", "distsage", "plan", *words, *planning, *network])
+        _run([sys.executable, "-m", "distsage", "plan", *words, *planning, *network], threads)
         (planned,) = json.loads(plan_file.read_text())["hosts"]
         options = [*words, "--run-dir", str(run_dir)]
         if rate is None:
-            peak = _train_here(hosts, options)
+            peak = _train_here(hosts, options, threads)
         else:
             with cluster(hosts, rate) as emulated:
-                peak = _train_there(emulated, options)
+                peak = _train_there(emulated, options, threads)
         epochs = read_run(run_dir).epochs
     # The first epoch warms up; the last one's CPU-seconds have an evaluation in them.
     seconds = statistics.median(epoch["seconds"] for epoch in epochs[1:])
@@ -102,7 +104,7 @@ def compare(parts: Path, hosts: int, rate: str | None) -> Comparison:
     )
 
 
-def _train_here(hosts: int, options: list[str]) -> int:
+def _train_here(hosts: int, options: list[str], threads: dict[str, str]) -> int:
     """Train on emulated hosts; the peak of all ranks' own memory, in bytes."""
     command, environment = launcher(2 * hosts)
     program = [sys.executable, "-m", "mpi4py", "-m", "distsage", "train", *options]
@@ -110,7 +112,7 @@ def _train_here(hosts: int, options: list[str]) -> int:
         subprocess.Popen(
             [*command, *program, "--emulated-hosts", str(hosts)],
             cwd=REPOSITORY,
-            env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+            env={**environment, **threads, "PYTHONPATH": str(REPOSITORY)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -119,9 +121,9 @@ def _train_here(hosts: int, options: list[str]) -> int:
     )
 
 
-def _train_there(emulated: Cluster, options: list[str]) -> int:
+def _train_there(emulated: Cluster, options: list[str], threads: dict[str, str]) -> int:
     """The same as a job of an emulated cluster."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DISTSAGE_ROOT": str(REPOSITORY)}
+    environment = {**os.environ, **threads, "DISTSAGE_ROOT": str(REPOSITORY)}
     environment |= {"DISTSAGE_VENV": sys.prefix}
     words = ["sbatch", "--wait", f"--nodes={len(emulated.hosts)}", "--ntasks-per-node=2"]
     words += ["--cpus-per-task=1", "--output=/dev/null", "--chdir", str(REPOSITORY)]
@@ -167,9 +169,15 @@ def _own_bytes(pid: int) -> int:
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss_Anon:"))
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], environment: dict[str, str]) -> None:
     ended = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=_JOB_SECONDS, check=False
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=_JOB_SECONDS,
+        check=False,
     )
     if ended.returncode:
         raise RuntimeError(f"{' '.join(command)}: {ended.stdout}{ended.stderr}")
@@ -202,19 +210,25 @@ def put(page: str, text: str) -> str:
 def main() -> None:
     """Read the command line, plan, train, write the table."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench.plan", description=__doc__)
+    parser.add_argument(
+        "graphs", nargs="*", default=[_GRAPH], help="as `partition --dataset` takes them"
+    )
     parser.add_argument("--rate", help="also on a cluster with such a network, as tc writes it")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "planning.md")
     args = parser.parse_args()
     work_dir = Path.home() / ".cache" / "distsage" / "bench-plan"
     work_dir.mkdir(parents=True, exist_ok=True)
     options = ["--batch-size", "500"]
-    parts = make_parts(work_dir, _DATASET, options, _PARTS)
-    found = []
-    for rate in (None, args.rate) if args.rate else (None,):
-        for hosts in _HOSTS:
-            found.append(compare(parts, hosts, rate))
-            print(*table(found[-1:]).splitlines()[2:], sep="\n", flush=True)
-    page = put(args.output.read_text(), table(found))
+    tables = []
+    for graph in args.graphs:
+        parts = make_parts(work_dir, graph, options, _PARTS)
+        found = []
+        for rate in (None, args.rate) if args.rate else (None,):
+            for hosts in _HOSTS:
+                found.append(compare(parts, hosts, rate))
+                print(*table(found[-1:]).splitlines()[2:], sep="\n", flush=True)
+        tables.append(f"{Path(graph).name}:\n\n{table(found)}")
+    page = put(args.output.read_text(), "\n\n".join(tables))
     with atomic_file(args.output, "w") as stream:
         stream.write(page)
 

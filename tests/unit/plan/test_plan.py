@@ -3,27 +3,36 @@
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from distsage.cli import main
-from distsage.config import PlanConfig
+from distsage.cli import main, parse
+from distsage.config import PlanConfig, TrainConfig
 from distsage.errors import UserError
+from distsage.features.rows import PartRows
+from distsage.kernels import threads
 from distsage.launch.preflight import memory_need, shared_memory_need
+from distsage.model.backend import by_kernels
 from distsage.partitioning.host_parts import HostParts
+from distsage.partitioning.kept_plans import Expectation, find
 from distsage.partitioning.parts import Parts
 from distsage.partitioning.run import partition
+from distsage.plan import machine as measuring
 from distsage.plan.estimate import Hosts, seconds
 from distsage.plan.evaluation import Exchange, exchange
 from distsage.plan.machine import Machine, calibrated
 from distsage.plan.memory import host_memory
 from distsage.plan.replay import CURVE_RATIOS, Replay, replay, train_nodes
-from distsage.plan.run import Plan, knee_of, plan, recommend, request
+from distsage.plan.run import Plan, bound_of, expectations, knee_of, plan, recommend, request
 from distsage.report.against_plan import plan_figures
 from distsage.report.plan import plan_sections, plan_text
+from distsage.sampling.batch import MiniBatch
+from distsage.sampling.sampler import Sampler
 from distsage.train.records import Run, read_run
 from tests.unit.partition_graphs import make_graph, random_directed, ring
 
@@ -116,11 +125,11 @@ def test_memory_is_what_the_preflight_asks_for(ring_parts: Path) -> None:
     config = PlanConfig(parts=ring_parts, hosts="2")
     parts, counted, exchanged = replayed(ring_parts)
     for host in range(2):
-        found = host_memory(parts, host, config, "replicated", counted, exchanged)
+        found = host_memory(parts, host, config, "replicated", counted, exchanged, 0)
         assert sum(found.shared.values()) == shared_memory_need(parts, host, config)
         assert found.taken >= memory_need(parts, host, config, 2)
         assert found.wanted - found.taken == 8 * (SIZE + 1) + 4 * 2 * SIZE
-        part = host_memory(parts, host, config, "partitioned", counted, exchanged)
+        part = host_memory(parts, host, config, "partitioned", counted, exchanged, 0)
         assert part.files == 8 * (SIZE // 2 + 1) + 4 * SIZE
 
 
@@ -143,7 +152,7 @@ def test_what_limits(
     options = {"fan_out": "-1,-1", "cache_ratio": 0.0}
     config = PlanConfig(parts=ring_parts, hosts="2", **options)
     _, counted, exchanged = replayed(ring_parts, **options)
-    found = seconds(counted, exchanged, machine, Hosts(2.0, network), config, "replicated", 0)
+    found = seconds(counted, exchanged, machine, Hosts(2.0, network, 2), config, "replicated", 0)
     assert found.limit == limit
     assert found.epoch == pytest.approx(expected)
     assert found.low <= found.epoch <= found.high
@@ -155,7 +164,7 @@ def test_half_a_core_is_shared_by_all(ring_parts: Path) -> None:
     config = PlanConfig(parts=ring_parts, hosts="2", **options)
     _, counted, exchanged = replayed(ring_parts, **options)
     machine = replace(NOTHING, step_edge=1.0, sample_edge=1.0, serve_byte=1.0)
-    found = seconds(counted, exchanged, machine, Hosts(0.5, None), config, "replicated", 0)
+    found = seconds(counted, exchanged, machine, Hosts(0.5, None, 1), config, "replicated", 0)
     assert found.limit == "processor"
     assert found.epoch == pytest.approx((80 + 80 + 32) / 0.5)
 
@@ -197,6 +206,34 @@ def test_text_page_and_json_say_the_same(planned: tuple[Plan, Path]) -> None:
     text = plan_text(found)
     assert f"\n  {found.request}\n" in text
     assert "--sampler labor" in text
+
+
+def test_a_plan_is_kept_for_the_runs_of_its_kind(planned: tuple[Plan, Path]) -> None:
+    found, folder = planned
+    config = TrainConfig(parts=folder / "parts", fan_out="3,3", batch_size=20, num_hidden=8)
+    expected = expectations(json.loads((folder / "plan.json").read_text()))
+    assert set(expected) == {1, 2, 4}
+    for num_hosts, each in zip((1, 2, 4), found.hosts, strict=True):
+        kept = find(Parts.open(folder / "parts"), config, num_hosts, 1)
+        assert kept == expected[num_hosts]
+        assert kept.memory_bytes == [host.taken for host in each.memory]
+        assert kept.edges == pytest.approx(each.batch["edges"] * each.steps * each.trainers)
+
+
+def test_what_more_hosts_would_change(planned: tuple[Plan, Path]) -> None:
+    """Twice the hosts, where there are parts for them; else parts are what is missing."""
+    found, folder = planned
+    assert found.recommended is not None
+    assert bool(found.bound) == (found.recommended == 4)
+    assert bound_of(2, 4) == ""
+    assert bound_of(4, 4).startswith("these are 4 parts, so nothing is known of more hosts")
+    assert "--num-parts 2," in bound_of(1, 1)
+    options = {"fan_out": "3,3", "batch_size": 20, "num_hidden": 8, "batches": 2}
+    two = plan(PlanConfig(parts=folder / "parts", hosts="2", **options))
+    (more,) = (change for change in two.changes if change.option == "--hosts 4")
+    first, second = found.hosts[1].received, found.hosts[2].received
+    assert more.received == pytest.approx(second / first, rel=0.3)  # two batches of ten
+    assert two.bound == ""
 
 
 def test_the_request_has_room(planned: tuple[Plan, Path]) -> None:
@@ -288,13 +325,45 @@ def test_figures_of_an_earlier_run(ring_parts: Path) -> None:
 RUN = Path(__file__).parents[2] / "page" / "run"  # of two hosts
 
 
-def test_a_report_holds_a_plan_against_its_run(planned: tuple[Plan, Path], tmp_path: Path) -> None:
+def test_a_run_that_nobody_planned_says_how_to(tmp_path: Path) -> None:
+    """The command is one, of the run's own options and hosts."""
+    (figure,) = plan_figures([read_run(RUN)])
+    rows = {row[0]: row[1:] for row in figure.table.rows}
+    assert all(planned == difference == "" for planned, _, difference in rows.values())
+    words = figure.note.partition("python -m distsage plan ")[2].split()
+    config = parse(PlanConfig, "plan", words)
+    assert (config.host_counts, config.pairs_per_host) == ((2,), 2)
+    assert (config.fan_out, config.num_hidden, config.batch_size) == ("5,5", 32, 50)
+    assert config.parts == Path("parts/synthetic-4000")
+
+
+def test_a_run_is_held_against_its_preflight(tmp_path: Path) -> None:
     shutil.copytree(RUN, tmp_path / "run")
-    words = ["report", str(tmp_path / "run"), "--output", str(tmp_path / "page.html")]
-    main(words)
-    assert "Planned and taken" not in (tmp_path / "page.html").read_text()
+    about = json.loads((RUN / "run.json").read_text())
+    expected = asdict(Expectation("the preflight", [1 << 30, 3 << 29]))
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**about, "expected": expected}))
+    (figure,) = plan_figures([read_run(tmp_path / "run")])
+    rows = {row[0]: row[1:] for row in figure.table.rows}
+    assert rows["memory of a host"][0] == "1.5 GiB"
+    assert rows["seconds an epoch"][0] == ""
+    assert "planned: the preflight; to plan the next one: python" in figure.note
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**about, "expected": {}}))
+    with pytest.raises(UserError, match=r"run.json is damaged: expected has other fields"):
+        plan_figures([read_run(tmp_path / "run")])
+
+
+def test_a_local_run_is_not_planned_for(tmp_path: Path) -> None:
+    shutil.copytree(RUN, tmp_path / "run")
+    about = json.loads((RUN / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**about, "command": "local"}))
+    assert plan_figures([read_run(tmp_path / "run")]) == []
+
+
+def test_a_report_holds_a_plan_against_its_run(planned: tuple[Plan, Path], tmp_path: Path) -> None:
+    """One that people have put beside its records."""
+    shutil.copytree(RUN, tmp_path / "run")
     shutil.copy(planned[1] / "plan.json", tmp_path / "run")
-    main(words)
+    main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "page.html")])
     (figure,) = plan_figures([read_run(tmp_path / "run")])
     assert f"<figcaption>{figure.title}</figcaption>" in (tmp_path / "page.html").read_text()
     rows = {row[0]: row for row in figure.table.rows}
@@ -321,3 +390,35 @@ def test_a_strange_plan_is_named(
     assert ended.value.code == 2
     assert "is no plan for 2 hosts" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("way", ["gather", "multiply"])
+def test_it_is_measured_as_the_job_computes(
+    way: str, ring_parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In as many threads, and inputs are numbered where the job needs that."""
+    numbered, budgets = [], []
+
+    class Spy(Sampler):
+        def sample(self, *arguments: Any) -> MiniBatch:
+            numbered.append(self.number_inputs)
+            budgets.append(threads.budget())
+            return super().sample(*arguments)
+
+    monkeypatch.setattr(measuring, "Sampler", Spy)
+    monkeypatch.setattr(measuring, "usable_cores", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    options = {"fan_out": "3,3", "batch_size": 4, "num_hidden": 8, "input_layer": way}
+    parts, counted, _ = replayed(ring_parts, most=2, **options)
+    config = PlanConfig(parts=ring_parts, hosts="2", **options)
+    for num_threads, used in ((1, 1), (2, 2), (64, 3)):
+        found = measuring.measure(parts, config, counted, num_threads)
+        assert set(budgets) == {used}
+        assert found.step_edge > 0
+        budgets.clear()
+    assert threads.budget() == 7
+    rows = PartRows(
+        parts.offsets, 0, torch.empty(0, 2), np.empty(0, int), torch.empty(0, 2), torch.empty,
+        multiplies=way == "multiply", in_place=by_kernels(torch.device("cpu")),
+    )  # fmt: skip
+    assert set(numbered) == {rows.numbers_inputs}

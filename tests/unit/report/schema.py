@@ -37,7 +37,9 @@ def strangers(run: Run) -> Iterator[str]:
         if found - fields or (fields - optional) - found:
             yield f"{what}: {sorted(found ^ fields)}"
 
-    yield from compare("run.json", set(run.about), "`run.json`:")
+    yield from compare("run.json", set(run.about), "\n`run.json`:\n", {"expected"})
+    if run.about.get("expected") is not None:
+        yield from compare("expected", set(run.about["expected"]), "`expected` of `run.json`:")
     all_of_epochs = documented("Each line of `epochs.jsonl`")
     for record in run.epochs:
         yield from compare(
