@@ -26,6 +26,11 @@ _TRAINING_BYTES = 75 << 20
 _AHEAD_PER_WORKER, _COMPUTED = 3, 1
 
 
+# What trainer 0 has of a checkpoint while it is written: weights and Adam's moments; these and the
+# best weights once more as bytes, and in the file's order.
+_CHECKPOINT_COPIES = 3 + 4 + 4
+
+
 @dataclass(frozen=True)
 class HostMemory:
     """Bytes of one host.
@@ -87,6 +92,7 @@ def host_memory(
         "numbering of nodes": len(trainers) * _numbering_bytes(parts, host, config),
         "halo": sum(_halo_bytes(exchanged, t, replayed.gid_bytes) for t in trainers),
         "weights": len(trainers) * _weights_bytes(parts, num_parameters),
+        "checkpoint": _CHECKPOINT_COPIES * 4 * num_parameters if host == 0 else 0,
         "batches": sum(_batch_bytes(parts, config, replayed, t, way) for t in trainers),
         "two layers of evaluation": sum(
             _evaluation_bytes(parts, host, config, exchanged, t) for t in trainers
