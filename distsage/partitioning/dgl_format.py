@@ -23,7 +23,6 @@ from dgl.data.utils import load_tensors, save_tensors
 
 from distsage.partitioning.dgl_arrays import ARRAY, COUNT, MAGIC
 from distsage.partitioning.manifest import NODE_DATA, NODE_TYPE, dgl_config
-from distsage.partitioning.node_data import ARRAY, COUNT, MAGIC
 
 # A file of graphs begins with four numbers; the rest of this much is left as the stack had it.
 _GRAPHS_HEADER = 4096

@@ -22,7 +22,7 @@ from distsage.data.npy import ArrayError, map_array
 from distsage.data.validate import MASKS
 from distsage.errors import UserError
 from distsage.files import read_json
-from distsage.partitioning.dgl_arrays import read_array
+from distsage.partitioning.dgl_arrays import map_arrays
 from distsage.partitioning.manifest import (
     CACHE_PROBABILITY,
     CACHE_RANKING,
@@ -43,7 +43,6 @@ from distsage.partitioning.manifest import (
     file_names,
     part_file_names,
 )
-from distsage.partitioning.node_data import map_node_data
 
 _READ_BYTES = 1 << 22
 
@@ -240,10 +239,14 @@ class Parts:
         """
         name = f"part{part}/{NODE_DATA}"
         self._check_size(name)
+        path = self.path / name
         try:
-            rows = map_node_data(self.path / f"part{part}")
-        except ValueError as error:
-            raise UserError(f"{error}; partition the graph again") from error
+            arrays = map_arrays(path)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except ArrayError as error:
+            raise UserError(f"cannot read {path}: {error}; partition the graph again") from error
+        rows = {key.removeprefix(f"{NODE_TYPE}/"): array for key, array in arrays.items()}
         self._check_rows(part, rows)
         return rows
 
@@ -263,28 +266,6 @@ class Parts:
                 f"{self.path / f'part{part}' / NODE_DATA} does not hold the rows that the manifest "
                 "says; partition the graph again"
             )
-
-    def load_mask(self, part: int, mask: str) -> np.ndarray:
-        """One mask of the nodes that a part owns, uint8 `[n]`, in gid order; reads nothing else.
-
-        Raises:
-            UserError: the file is missing, does not have the manifest's size, or holds no such
-                mask.
-        """
-        name = f"part{part}/{NODE_DATA}"
-        self._check_size(name)
-        path = self.path / name
-        try:
-            values = read_array(path, f"{NODE_TYPE}/{mask}")
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-        except ArrayError as error:
-            raise UserError(f"cannot read {path}: {error}; partition the graph again") from error
-        if values.dtype != np.uint8 or values.shape != (self.manifest.parts[part].num_nodes,):
-            raise UserError(
-                f"{path} does not hold the {mask} that the manifest says; partition the graph again"
-            )
-        return values
 
     def files_of(self, held: Iterable[int] | None = None) -> list[str]:
         """Names of the files that a host of some parts reads; None names all files there are.

@@ -143,7 +143,8 @@ def train_nodes(parts: HostParts) -> np.ndarray:
     Raises:
         UserError: a part cannot be read.
     """
-    masks = [parts.parts.load_mask(part, "train_mask") for part in range(parts.parts.num_parts)]
+    num_parts = parts.parts.num_parts
+    masks = [parts.parts.map_part(part)["train_mask"] for part in range(num_parts)]
     return np.flatnonzero(np.concatenate(masks))
 
 

@@ -181,7 +181,7 @@ def test_readers_name_the_file(parts: Path) -> None:
         ("original_ids.npy", opened.original_ids),
         ("part0/cache_ranking.npy", lambda: opened.cache_ranking(0)),
         ("part0/node_feat.dgl", lambda: opened.load_part(0)),
-        ("part0/node_feat.dgl", lambda: opened.load_mask(0, "train_mask")),
+        ("part0/node_feat.dgl", lambda: opened.map_part(0)),
     ):
         content = (parts / name).read_bytes()
         (parts / name).write_bytes(content[:-8])
