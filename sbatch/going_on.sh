@@ -86,11 +86,12 @@ requeue() {
 
 # end_or_go_on STATUS CAUSE: the last thing that a script does. CAUSE says why the run failed, if it is
 # known. A preempted run goes on without limit; one that its time limit or a lost host has ended, as
-# long as it got on.
+# long as it got on. A host that was lost may come back before all others reach it.
 end_or_go_on() {
-  local status=$1 cause=$2 stopped='' got_on=''
+  local status=$1 cause=$2 stopped='' got_on='' came_up='' restarts=${SLURM_RESTART_COUNT:-0}
   [[ ! -e $DISTSAGE_FAILURE_NOTE.stopped ]] || stopped=$(<"$DISTSAGE_FAILURE_NOTE.stopped")
   [[ ! -e $DISTSAGE_FAILURE_NOTE.progress ]] || got_on=yes
+  [[ ! -e $DISTSAGE_FAILURE_NOTE.running ]] || came_up=yes
   forget_notes
   # Slurm also sends the SIGTERM of a preemption to every process on the other hosts, and the
   # launcher fails when its daemons there end. So any end but a good one counts.
@@ -110,8 +111,10 @@ end_or_go_on() {
     say "the run has stopped early, because $stopped, and had not got on since its start: it is not" \
       "queued again; ask for more --time"
     status=143
-  elif [[ $cause == *"its host is lost"* ]] && [[ $got_on || ${SLURM_RESTART_COUNT:-0} -lt 3 ]]; then
+  elif [[ $cause == *"its host is lost"* ]] && [[ $got_on || $restarts -lt 3 ]]; then
     requeue "$cause" # Slurm would do it if it had seen first that the host is lost
+  elif [[ ! $came_up ]] && ((status > 128 && restarts > 0 && restarts < 3)); then
+    requeue "$cause"
   elif [[ $cause ]]; then
     say "$cause"
   fi
