@@ -4,36 +4,22 @@ Before a rank touches MPI it forks. The child is the rank: it runs MPI, DGL and 
 this module's event loop, imports none of them, so nothing that goes wrong in the rank can stop it:
 
 - it sees how the rank ends: the signal, the exit status, or the exception that the rank reports;
-- it sees whether the rank gets on: the rank marks its progress in a page of shared memory, and a
-  rank that is stopped, or stuck, is named, with every rank's stack in the logs;
-- it is one of a ring: each watcher sends the next one a beat a second. Silence for
-  SILENCE_SECONDS means that the host is lost or the watcher stopped.
-
-Who is stuck. A rank that works is stuck when it makes no mark for `stall_timeout`. A rank that
-waits for others is not, as long as any rank of the ring gets on. Every beat carries how many marks
-each rank is known to have made; a number that has grown shows that its rank gets on, and one that
-comes round the ring a second time shows nothing. When no rank has got on for `stall_timeout`, a
-rank that waits is named, because all may be waiting for each other. That happens somewhat later
-than `stall_timeout`: the news of the last mark may still be on its way round, and a rank that is
-stuck at work has to be named before. So every wait of a rank in the ring is bounded here. It needs
-no bound of its own, which would have to guess how long the others may work.
+- it sees whether the rank gets on (`distsage.launch.watch.pulse`): a rank that is stopped, or
+  stuck, is named, with every rank's stack in the logs;
+- it is one of a ring (`distsage.launch.watch.neighbours`): each watcher sends the next one a beat
+  a second. Silence for SILENCE_SECONDS means that the host is lost or the watcher stopped.
 
 The first watcher with something to report claims the job's failure note, prints its one line, and
 ends; the ring then falls like dominoes, each watcher taking its rank with it.
 
 SIGUSR1 and SIGUSR2 ask the job to stop by itself, with a checkpoint; the request goes round the
 ring. SIGTERM asks it, too, but the job has a few seconds only. A rank that has done all its work
-and does not get away from MPI is ended. What a rank may have left on
-its host, a sweeper removes (`distsage.launch.watch.sweeper`).
-
-Strangers can reach a watcher's port. It takes connections from the previous rank's address alone,
-few at a time, and believes nothing that is not signed (`distsage.launch.watch.link`). Runs on every
-rank.
+and does not get away from MPI is ended. What a rank may have left on its host, a sweeper removes
+(`distsage.launch.watch.sweeper`). Runs on every rank.
 """
 
 import contextlib
 import ctypes
-import errno
 import json
 import mmap
 import os
@@ -44,48 +30,40 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from distsage.errors import UserError
 from distsage.events import append_last_event
 from distsage.launch.watch import failure_note
-from distsage.launch.watch.link import MOST_LINE_BYTES, Lines, Link, News, nonce
+from distsage.launch.watch.link import Lines, News
+from distsage.launch.watch.neighbours import Neighbours
 from distsage.launch.watch.progress import (
-    COMPUTED_SECONDS,
     DUMP_SIGNAL,
-    LOADED_BYTES,
     State,
     Watched,
     asks_whether_to_stop,
-    computed_seconds,
     last_mark,
-    loaded_bytes,
     request_stop,
     stop_is_requested,
 )
+from distsage.launch.watch.pulse import Pulse
 from distsage.launch.watch.ring import (
     BEAT_SECONDS,
     LAUNCHER_YIELD_SECONDS,
     LEAVE_SECONDS,
-    MOST_STRANGERS,
-    PROOF_SECONDS,
     SILENCE_SECONDS,
-    STOPPED_SECONDS,
     TERM_SECONDS,
-    WAIT_SECONDS,
     YIELD_SECONDS,
     Ring,
 )
 from distsage.launch.watch.sweeper import Sweeper
 
 _END = (signal.SIGTERM, signal.SIGINT)
-_LOADS = (State.LOADING, State.STARTING, State.COMPUTING)
 _STOP = (signal.SIGUSR1, signal.SIGUSR2)
 # A rank that was killed is gone after so many seconds, unless its disk or network hangs.
 _KILL_SECONDS = 3.0
-_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass(frozen=True)
@@ -105,34 +83,6 @@ class _Verdict:
     cause: str
     trace: str
     status: int
-
-
-@dataclass
-class _Caller:
-    """A connection to this watcher's port: a stranger, until it has signed a line.
-
-    Attributes:
-        connection: to it.
-        since: when it could begin to prove itself.
-        greeting: the nonce that it was sent.
-        lines: that it sends.
-        link: to it; None until it has replied.
-    """
-
-    connection: socket.socket
-    since: float
-    greeting: bytes = field(default_factory=nonce)
-    lines: Lines = field(default_factory=Lines)
-    link: Link | None = None
-
-
-@dataclass
-class _Called:
-    """A connection to the next watcher; `link` is None until that has greeted."""
-
-    connection: socket.socket
-    lines: Lines = field(default_factory=Lines)
-    link: Link | None = None
 
 
 def run_watched(main: Callable[[Watched], None], startup_timeout: float) -> None:
@@ -205,27 +155,17 @@ class _Watcher:
     ) -> None:
         self.child = child
         self.page = page
+        self.pulse = Pulse(page)
         self.channel = channel
         self.channel_lines = Lines(most=None)
         self.wake = wake
         self.startup_timeout = startup_timeout
         self.ring: Ring | None = None
-        self.listener: socket.socket | None = None
-        self.caller_ip = ""
-        self.strangers: dict[socket.socket, _Caller] = {}  # the oldest first
-        self.previous: _Caller | None = None
-        self.next: _Called | None = None
         self.sweeper = sweeper
-        self.heard = time.monotonic()
         self.marks: list[int] = []  # how many each rank is known to have made
-        self.others_moved = self.heard  # when one of the others is last known to have got on
-        self.loaded = 0  # bytes, when the rank last got on with loading
-        self.computed = 0.0  # seconds, when the rank last got on with computing
-        self.loading_marks = 0
-        self.loading_moved = self.heard
+        self.others_moved = time.monotonic()  # when one of the others is last known to have got on
         self.done = 0  # a bit for every rank that is known to have ended well
         self.finished: float | None = None  # when the rank had done all its work
-        self.stopped_since: float | None = None
         self.dumped = False
         self.ended_by: str | None = None  # a signal that asked the job to end
         self.end_at: float | None = None  # when the time is over that this gave the rank to stop
@@ -234,6 +174,7 @@ class _Watcher:
         self.leave_at: float | None = None
         self.leave_status = 0
         self.selector = selectors.DefaultSelector()
+        self.neighbours = Neighbours(self.selector, self._news, self._take, self._on_previous_gone)
 
     def run(self) -> NoReturn:
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -256,7 +197,7 @@ class _Watcher:
                 self._leave(self.leave_status)
             if now >= next_beat:
                 next_beat = now + BEAT_SECONDS
-                self._beat(now)
+                self.neighbours.beat(now)
                 self._check(now)
 
     # What happens.
@@ -295,7 +236,7 @@ class _Watcher:
         """Ask this rank, and by the ring all others, to stop with a checkpoint."""
         if not stop_is_requested(self.page):
             request_stop(self.page)
-            self._tell_next()
+            self.neighbours.tell_next()
 
     def _reap(self) -> None:
         if self.child == 0:
@@ -360,121 +301,42 @@ class _Watcher:
         """Open this watcher's port, and tell the rank which it is."""
         answer: dict[str, int | str]
         try:
-            self.listener = socket.create_server((ip, 0), backlog=128)
+            answer = {"port": self.neighbours.listen(ip, caller_ip)}
         except OSError as error:
             answer = {"error": error.strerror or str(error)}
-        else:
-            self.listener.setblocking(False)
-            self.caller_ip = caller_ip
-            self.selector.register(self.listener, selectors.EVENT_READ, self._on_connection)
-            answer = {"port": self.listener.getsockname()[1]}
         self.channel.sendall(json.dumps(answer).encode() + b"\n")
 
     def _join(self, ring: Ring) -> None:
         self.ring = ring
-        self.heard = self.others_moved = time.monotonic()
+        self.others_moved = time.monotonic()
         self.marks = [0] * len(ring.labels)
         if ring.rank == 0:
             failure_note.say_running()
-        for caller in self.strangers.values():  # they may prove themselves from now on
-            caller.since = self.heard
-            self.selector.register(caller.connection, selectors.EVENT_READ, self._on_caller)
-        self._call_next()
+        self.neighbours.join(ring)
 
     # The ring.
 
-    def _on_connection(self, listener: socket.socket) -> None:
-        for _ in range(MOST_STRANGERS):  # others wait until the loop comes round again
-            try:
-                connection, (ip, _) = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _NO_ROOM:
-                    self.selector.unregister(listener)  # until the next beat
-                    return
-                continue  # the caller has gone
-            if ip != self.caller_ip:
-                connection.close()
-                continue
-            if len(self.strangers) == MOST_STRANGERS:
-                self._forget(next(iter(self.strangers)))
-            connection.setblocking(False)
-            caller = _Caller(connection, time.monotonic())
-            self.strangers[connection] = caller
-            with contextlib.suppress(OSError):
-                connection.send(caller.greeting + b"\n")
-            if self.ring is not None:
-                self.selector.register(connection, selectors.EVENT_READ, self._on_caller)
-
-    def _on_caller(self, connection: socket.socket) -> None:
-        caller = self.strangers.get(connection) or self.previous
-        assert caller is not None
-        try:
-            data = connection.recv(MOST_LINE_BYTES)
-            lines = caller.lines.cut(data)
-        except BlockingIOError:
-            return
-        except (ConnectionError, ValueError):
-            data, lines = b"", []
-        try:
-            for line in lines:
-                self._hear(caller, line)
-        except ValueError:
-            data = b""
-        if not data:
-            self._forget(connection)
-            if caller is self.previous:
-                self.previous = None
-                self._on_previous_gone()
-
-    def _hear(self, caller: _Caller, line: bytes) -> None:
-        """Take a line of whoever calls.
-
-        Raises:
-            ValueError: it is not of this job.
-        """
-        assert self.ring is not None
-        if caller.link is None:
-            key = bytes.fromhex(self.ring.key)
-            caller.link = Link(key, self.ring.previous, self.ring.rank, caller.greeting, line)
-            return
-        news = caller.link.read(line, len(self.ring.labels))
-        if caller is not self.previous:
-            if news is None:
-                raise ValueError("a stranger")
-            del self.strangers[caller.connection]
-            if self.previous is not None:  # it has called again
-                self._forget(self.previous.connection)
-            self.previous = caller
-        if news is not None:
-            self._take(news)
+    def _news(self) -> News:
+        """What this watcher knows."""
+        return News(self.done, self.marks, stop_is_requested(self.page), self.dumped, self.told)
 
     def _take(self, news: News) -> None:
         """Learn what the previous watcher knows."""
         assert self.ring is not None
-        self.heard = time.monotonic()
         is_new = (news.told and not self.told) or bool(news.done & ~self.done)
         self.told |= news.told
         self.done |= news.done
         for rank, number in enumerate(news.marks):
             if rank != self.ring.rank and number > self.marks[rank]:
                 self.marks[rank] = number
-                self.others_moved = self.heard
+                self.others_moved = self.neighbours.heard
         if is_new:
-            self._tell_next()
+            self.neighbours.tell_next()
         if news.stop:
             self._request_stop()
         if news.dump:
             self._dump_stacks()
         self._end_if_all_done()
-
-    def _forget(self, connection: socket.socket) -> None:
-        """Close a connection of the ring."""
-        if connection in self.selector.get_map():
-            self.selector.unregister(connection)
-        self.strangers.pop(connection, None)
-        connection.close()
 
     def _on_previous_gone(self) -> None:
         assert self.ring is not None
@@ -487,76 +349,13 @@ class _Watcher:
         rank = self.ring.previous
         self._report("its watcher was killed", after=LAUNCHER_YIELD_SECONDS, rank=rank)
 
-    def _call_next(self) -> None:
-        """Connect to the next watcher; it greets when the connection is there."""
-        assert self.ring is not None
-        if len(self.ring.addresses) == 1:
-            return
-        connection = socket.socket()
-        connection.setblocking(False)
-        own_ip, _ = self.ring.addresses[self.ring.rank]
-        ip, port = self.ring.addresses[self.ring.next]
-        try:
-            connection.bind((own_ip, 0))
-            connection.connect((ip, port))
-        except BlockingIOError:
-            pass  # it is on its way
-        except OSError:
-            connection.close()  # with the next beat again; the next watcher counts the silence
-            return
-        self.next = _Called(connection)
-        self.selector.register(connection, selectors.EVENT_READ, self._on_called)
-
-    def _on_called(self, connection: socket.socket) -> None:
-        assert self.ring is not None
-        assert self.next is not None
-        try:
-            data = connection.recv(MOST_LINE_BYTES)
-            if self.next.link is not None or not data:
-                raise ConnectionError  # it has gone; and after its greeting it says nothing
-            for greeting in self.next.lines.cut(data)[:1]:
-                reply = nonce()
-                connection.send(reply + b"\n")
-                key = bytes.fromhex(self.ring.key)
-                self.next.link = Link(key, self.ring.rank, self.ring.next, greeting, reply)
-                self._tell_next()
-        except BlockingIOError:
-            return
-        except (OSError, ValueError):
-            self._forget(connection)  # called again with the next beat
-            self.next = None
-
-    def _tell_next(self) -> None:
-        """Tell the next watcher what this one knows."""
-        if self.next is None or self.next.link is None:
-            return
-        line = self.next.link.sign(
-            News(self.done, self.marks, stop_is_requested(self.page), self.dumped, self.told)
-        )
-        # If the next watcher takes no messages, the one after it hears nothing and reports it.
-        with contextlib.suppress(OSError):
-            self.next.connection.send(line)
-
     # What is done about it.
-
-    def _beat(self, now: float) -> None:
-        """Tell the next watcher what is new, and see to this watcher's port."""
-        if self.listener is not None and self.listener not in self.selector.get_map():
-            self.selector.register(self.listener, selectors.EVENT_READ, self._on_connection)
-        if self.ring is None:
-            return
-        for caller in list(self.strangers.values()):
-            if now - caller.since > PROOF_SECONDS:
-                self._forget(caller.connection)
-        if self.next is None:
-            self._call_next()
-        self._tell_next()
 
     def _note_done(self) -> None:
         """This rank has ended well, or has nothing left to do but to end."""
         assert self.ring is not None
         self.done |= 1 << self.ring.rank
-        self._tell_next()
+        self.neighbours.tell_next()
         self._end_if_all_done()
 
     def _end_if_all_done(self) -> None:
@@ -574,85 +373,26 @@ class _Watcher:
         """Look at the rank and at the previous watcher, once a beat."""
         if self.verdict is not None:
             return
-        marked, marks, state, what = last_mark(self.page)
-        if self.child:
-            self._check_stopped(now, what)
-            gets_on = (state in _LOADS and self._loads()) or (
-                state == State.COMPUTING and self._computes()
-            )
-            if gets_on:
-                self.loading_marks += 1
-                self.loading_moved = now
-        if state in _LOADS:
-            marked = max(marked, self.loading_moved)
+        self.pulse.look(self.child, now)
+        if (cause := self.pulse.why_stopped(now)) is not None:
+            self._dump_stacks()
+            self._report(cause, after=YIELD_SECONDS)
         if self.ring is None:
-            if now - marked > self.startup_timeout + WAIT_SECONDS:
-                self._report(
-                    f"did not come up within {self.startup_timeout:.0f} s ({what})", after=0
-                )
+            if (cause := self.pulse.why_late(now, self.startup_timeout)) is not None:
+                self._report(cause, after=0)
             return
+        self.marks[self.ring.rank] = self.pulse.marks
         if self.finished is not None:
             if now - self.finished > LEAVE_SECONDS:
                 self._note_done()
-            marked = now
-        self.marks[self.ring.rank] = marks + self.loading_marks
-        bound = stall = self.ring.stall_timeout
-        if state == State.STARTING:
-            # What connects has a bound of its own, and says more.
-            bound = max(bound, self.startup_timeout + WAIT_SECONDS)
-        elif state == State.WAITING:
-            marked = max(marked, self.others_moved)
-            bound += WAIT_SECONDS + len(self.ring.labels) * BEAT_SECONDS
-        if self.child and state != State.IDLE and now - marked > bound:
-            self._dump_stacks()
-            cause = f"no progress for {bound:.0f} s ({what})"
-            if state == State.WAITING:
-                cause = f"no progress on any rank for {stall:.0f} s ({what})"
-            if self.stopped_since is not None:
-                cause = f"stopped by a signal while {what}"
-            self._report(cause, after=4.0 if state == State.WAITING else YIELD_SECONDS)
-        if len(self.ring.labels) > 1 and now - self.heard > SILENCE_SECONDS:
-            rank = self.ring.previous
-            self._report(self._why_silent(rank), after=0, rank=rank)
-
-    def _why_silent(self, rank: int) -> str:
-        """Say why a watcher is silent. The kernel of its host answers while the host has power."""
-        assert self.ring is not None
-        ip, port = self.ring.addresses[rank]
-        try:
-            socket.create_connection((ip, port), timeout=1.0).close()
-        except OSError:
-            return f"{failure_note.HOST_LOST} (no sign of life for {SILENCE_SECONDS:.0f} s)"
-        return "its watcher is stopped"
-
-    def _loads(self) -> bool:
-        """Whether the rank has read, written or first touched more since it last had."""
-        loaded = loaded_bytes(self.child)
-        moved = loaded - self.loaded >= LOADED_BYTES
-        if moved:
-            self.loaded = loaded
-        return moved
-
-    def _computes(self) -> bool:
-        """Whether the rank, or what it started, has used more of processors since they last had."""
-        computed = computed_seconds(self.child)
-        moved = abs(computed - self.computed) >= COMPUTED_SECONDS
-        if moved:
-            self.computed = computed
-        return moved
-
-    def _check_stopped(self, now: float, what: str) -> None:
-        try:
-            stat = Path(f"/proc/{self.child}/stat").read_text()
-        except OSError:
-            return
-        if stat.rpartition(")")[2].split()[0] not in "Tt":
-            self.stopped_since = None
-        elif self.stopped_since is None:
-            self.stopped_since = now
-        elif now - self.stopped_since > STOPPED_SECONDS:
-            self._dump_stacks()
-            self._report(f"stopped by a signal while {what}", after=YIELD_SECONDS)
+        elif self.child:
+            stuck = self.pulse.why_stuck(now, self.ring, self.startup_timeout, self.others_moved)
+            if stuck is not None:
+                self._dump_stacks()
+                self._report(stuck[0], after=stuck[1])
+        if len(self.ring.labels) > 1 and now - self.neighbours.heard > SILENCE_SECONDS:
+            cause = self.neighbours.why_previous_is_silent()
+            self._report(cause, after=0, rank=self.ring.previous)
 
     def _dump_stacks(self) -> None:
         """Have every rank's stack written to its log."""
@@ -661,7 +401,7 @@ class _Watcher:
         self.dumped = True
         if self.child:
             os.kill(self.child, DUMP_SIGNAL)
-        self._tell_next()
+        self.neighbours.tell_next()
 
     def _report(
         self,
@@ -712,13 +452,12 @@ class _Watcher:
                 os.write(2, f"{verdict.trace}{said}".encode())
             if not noted:
                 self.told = True
-                self._tell_next()
+                self.neighbours.tell_next()
         self._leave(verdict.status)
 
     def _leave(self, status: int) -> NoReturn:
         """End the rank and this watcher, and leave nothing of them on this host."""
-        if self.next is not None:
-            self.next.connection.close()  # the next watcher need not wait for what follows
+        self.neighbours.leave_next()  # it need not wait for what follows
         if self.child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.child, signal.SIGKILL)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from distsage.errors import UserError
-from distsage.launch.watch import watcher
+from distsage.launch.watch import pulse, watcher
 from distsage.launch.watch.progress import State, Watched
 from distsage.launch.watch.ring import Ring
 
@@ -172,5 +172,5 @@ def main(watched: Watched) -> None:
 
 if __name__ == "__main__":
     watcher.LEAVE_SECONDS = 5.0
-    watcher.COMPUTED_SECONDS = 0.1
+    pulse.COMPUTED_SECONDS = 0.1
     watcher.run_watched(main, 10.0)
