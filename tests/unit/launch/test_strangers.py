@@ -3,13 +3,15 @@
 import contextlib
 import os
 import resource
-import select
+import selectors
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -33,8 +35,10 @@ def wait_for(condition: Callable[[], object]) -> None:
 class Ring:
     """Three ranks that serve until they are told that it is enough."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, held: bool) -> None:
         self.directory = directory
+        if held:
+            (directory / "hold").touch()
         root = str(PROGRAM.parents[3])
         self.ranks = [
             subprocess.Popen(
@@ -75,24 +79,56 @@ class Ring:
         outputs = [rank.communicate(timeout=45)[0] for rank in self.ranks]
         assert (outputs, [rank.returncode for rank in self.ranks]) == ([""] * SIZE, [0] * SIZE)
 
+    def release(self) -> None:
+        """Let ranks that were held join the ring."""
+        (self.directory / "hold").unlink()
 
-@pytest.fixture
-def hold(tmp_path: Path) -> Path:
-    """While it exists, the ranks do not join the ring."""
-    path = tmp_path / "hold"
-    path.touch()
-    return path
-
-
-@pytest.fixture
-def ring(tmp_path: Path) -> Iterator[Ring]:
-    ring = Ring(tmp_path)
-    try:
-        yield ring
-    finally:
-        for rank in ring.ranks:
+    def kill(self) -> None:
+        for rank in self.ranks:
             rank.kill()
             rank.communicate()
+
+
+@dataclass(frozen=True)
+class Act:
+    """What strangers do to a ring, which has to end well.
+
+    Attributes:
+        do: it.
+        held: whether the ranks join the ring only when it releases them.
+    """
+
+    do: Callable[[Ring], None]
+    held: bool
+
+
+ACTS: dict[str, Act] = {}
+
+
+def act(*, held: bool = False) -> Callable[[Callable[[Ring], None]], Callable[[Ring], None]]:
+    def add(do: Callable[[Ring], None]) -> Callable[[Ring], None]:
+        ACTS[do.__name__] = Act(do, held)
+        return do
+
+    return add
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Future[None]]:
+    """All acts at once, each on a ring of its own, since most of their time is waiting."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(8192, hard)), hard))
+
+    def happen(one: Act, directory: Path) -> None:
+        ring = Ring(directory, one.held)
+        try:
+            one.do(ring)
+        finally:
+            ring.kill()
+
+    directories = {name: tmp_path_factory.mktemp(name[:30]) for name in ACTS}
+    with ThreadPoolExecutor(len(ACTS)) as pool:
+        return {name: pool.submit(happen, one, directories[name]) for name, one in ACTS.items()}
 
 
 LINES = {
@@ -113,7 +149,8 @@ def send(connection: socket.socket, data: bytes) -> None:
         connection.sendall(data)
 
 
-def test_the_job_goes_on_whatever_a_stranger_says(ring: Ring) -> None:
+@act()
+def the_job_goes_on_whatever_a_stranger_says(ring: Ring) -> None:
     ring.serves()
     for line in LINES.values():
         for rank in range(SIZE):
@@ -122,21 +159,23 @@ def test_the_job_goes_on_whatever_a_stranger_says(ring: Ring) -> None:
     ring.ends_well()
 
 
-def test_the_job_goes_on_whatever_a_stranger_said_before_it_came_up(hold: Path, ring: Ring) -> None:
+@act(held=True)
+def the_job_goes_on_whatever_a_stranger_said_before_it_came_up(ring: Ring) -> None:
     held = []
     for rank in range(SIZE):
         for line in LINES.values():
             held.append(ring.call(rank))
             send(held[-1], line)
         held += [ring.call(rank) for _ in range(200)]
-    hold.unlink()
+    ring.release()
     ring.serves()
     ring.ends_well()
     for connection in held:
         connection.close()
 
 
-def test_a_line_without_an_end_takes_no_memory(ring: Ring) -> None:
+@act()
+def a_line_without_an_end_takes_no_memory(ring: Ring) -> None:
     ring.serves()
     before = ring.memory(1)
     with ring.call(1) as connection:
@@ -146,10 +185,9 @@ def test_a_line_without_an_end_takes_no_memory(ring: Ring) -> None:
     ring.ends_well()
 
 
-def test_strangers_that_stay_silent_are_few_and_do_not_stay(ring: Ring) -> None:
+@act()
+def strangers_that_stay_silent_are_few_and_do_not_stay(ring: Ring) -> None:
     ring.serves()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))
     held = [ring.call(1) for _ in range(1100)]
     before = psutil.Process(ring.ranks[1].pid).num_fds()
     assert before < 4 * MOST_STRANGERS
@@ -159,7 +197,8 @@ def test_strangers_that_stay_silent_are_few_and_do_not_stay(ring: Ring) -> None:
         connection.close()
 
 
-def test_a_watcher_that_can_open_no_file_waits(ring: Ring) -> None:
+@act()
+def a_watcher_that_can_open_no_file_waits(ring: Ring) -> None:
     ring.serves()
     watcher = psutil.Process(ring.ranks[1].pid)
     held = [ring.call(1) for _ in range(4)]
@@ -175,7 +214,8 @@ def test_a_watcher_that_can_open_no_file_waits(ring: Ring) -> None:
         connection.close()
 
 
-def test_other_hosts_are_not_listened_to(ring: Ring) -> None:
+@act()
+def other_hosts_are_not_listened_to(ring: Ring) -> None:
     ring.serves()
     with ring.call(1, ip="127.0.0.7") as connection:
         assert connection.recv(100) == b""
@@ -203,8 +243,11 @@ class Eavesdropper:
         caller, _ = self._listener.accept()
         called = socket.create_connection(("127.0.0.1", self._port))
         lines: list[bytes] = []
+        both = selectors.DefaultSelector()
+        for side in (caller, called):
+            both.register(side, selectors.EVENT_READ)
         while self.carries:
-            for source in select.select([caller, called], [], [])[0]:
+            for source in [key.fileobj for key, _ in both.select()]:
                 data = source.recv(1 << 16)
                 self.heard += data
                 self.carries = bool(data)
@@ -224,16 +267,24 @@ class Eavesdropper:
                     called.sendall(data[:50])
 
 
-def test_lines_that_are_repeated_or_put_in_count_for_nothing(hold: Path, ring: Ring) -> None:
+@act(held=True)
+def lines_that_are_repeated_or_put_in_count_for_nothing(ring: Ring) -> None:
     between = Eavesdropper(ring.port(1))
     path = ring.directory / "port-1"
     _, rest = path.read_text().split(" ", 1)
     path.write_text(f"{between.port} {rest}")
-    hold.unlink()
+    ring.release()
     ring.serves()
     ring.ends_well()
     assert len(between.heard) > 1000
     assert KEY.hex().encode() not in between.heard
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_the_ring_ends_well_whatever_strangers_do(
+    name: str, outcomes: Mapping[str, Future[None]]
+) -> None:
+    outcomes[name].result()
 
 
 # The protocol by itself.

@@ -355,29 +355,42 @@ def test_a_rank_whose_watcher_has_just_been_killed_ends(tmp_path):
     assert not alive.exists()
 
 
-def come_up(main: str, startup_timeout: float) -> subprocess.CompletedProcess[str]:
-    """A rank of its own that runs the function body `main` and has so long to join a ring."""
-    code = (
-        "import time; from distsage.launch.watch.watcher import run_watched\n"
-        f"def main(watched):\n    {main}\n"
-        f"run_watched(main, {startup_timeout})"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+# What a rank does before it joins a ring, and how long it may take at first.
+COME_UP = {
+    "longer": ("watched.allow_startup(60); time.sleep(13)", 1.0),
+    "shorter": ("watched.allow_startup(2); watched.mark('x'); time.sleep(60)", 120.0),
+    "never": ("watched.mark('joining MPI'); time.sleep(60)", 1.0),
+}
 
 
-def test_a_rank_says_how_long_start_up_may_take():
+@pytest.fixture(scope="module")
+def come_up() -> dict[str, subprocess.CompletedProcess[str]]:
+    """Ranks of their own, all at once, since most of their time is waiting."""
+
+    def run(body: str, startup_timeout: float) -> subprocess.CompletedProcess[str]:
+        code = (
+            "import time; from distsage.launch.watch.watcher import run_watched\n"
+            f"def main(watched):\n    {body}\n"
+            f"run_watched(main, {startup_timeout})"
+        )
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    with ThreadPoolExecutor(len(COME_UP)) as pool:
+        running = {name: pool.submit(run, *what) for name, what in COME_UP.items()}
+        return {name: ended.result() for name, ended in running.items()}
+
+
+def test_a_rank_says_how_long_start_up_may_take(come_up):
     """The watcher is there before the configuration is read."""
-    longer = come_up("watched.allow_startup(60); time.sleep(13)", 1.0)
-    assert (longer.returncode, longer.stderr) == (0, "")
-    shorter = come_up("watched.allow_startup(2); watched.mark('x'); time.sleep(60)", 120.0)
-    assert shorter.returncode == 1
-    assert "did not come up within 2 s (x)" in shorter.stderr
+    assert (come_up["longer"].returncode, come_up["longer"].stderr) == (0, "")
+    assert come_up["shorter"].returncode == 1
+    assert "did not come up within 2 s (x)" in come_up["shorter"].stderr
 
 
-def test_a_rank_that_never_joins_is_named(tmp_path):
-    ended = come_up("watched.mark('joining MPI'); time.sleep(60)", 1.0)
-    assert ended.returncode == 1
-    assert "did not come up within 1 s (joining MPI)" in ended.stderr
+def test_a_rank_that_never_joins_is_named(come_up):
+    assert come_up["never"].returncode == 1
+    assert "did not come up within 1 s (joining MPI)" in come_up["never"].stderr
 
 
 def test_the_end_of_a_rank_may_be_told_twice():
