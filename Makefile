@@ -42,9 +42,10 @@ mpis: install ## MPICH and Intel MPI beside the environment, for the tests
 
 test: mpis ## unit and MPI tests, those of the kernels at every level that the machine has
 	@$(PYTEST) $(TESTS) $(TWO_AT_A_TIME) -o timeout=900 $(ARGS)
-	@for level in $$(.venv/bin/python -m tools.levels); do \
+	@files=$$(grep -rl --include='*.py' 'mark\.levels' $(TESTS)); \
+	for level in $$(.venv/bin/python -m tools.levels); do \
 	  echo "at level $$level:"; \
-	  DISTSAGE_KERNELS=$$level $(PYTEST) $(TESTS) $(TWO_AT_A_TIME) -o timeout=900 \
+	  DISTSAGE_KERNELS=$$level $(PYTEST) $$files $(TWO_AT_A_TIME) -o timeout=900 \
 	    -m 'levels and not own_level' $(ARGS); \
 	done
 

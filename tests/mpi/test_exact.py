@@ -135,8 +135,9 @@ def check(
     return seed_plans
 
 
+@pytest.mark.own_level
 def test_step_by_step(partitioned: Partitioned, tmp_path: Path) -> None:
-    """One step an epoch, so that every record is a step's."""
+    """One step an epoch, so that every record is a step's. At lower levels, several steps do."""
     (plan, *_) = check(partitioned(planted(), HOSTS), tmp_path, batch_size=500, num_epochs=20)
     assert plan.num_steps == 1
 
@@ -169,6 +170,7 @@ def test_unequal_trainers_and_one_without_train_nodes(
     assert seed_plans[0].num_steps == 4
 
 
+@pytest.mark.own_level  # labels are for PyTorch, whatever the level of kernels
 def test_several_labels_per_node(partitioned: Partitioned, tmp_path: Path) -> None:
     graph = planted(multilabel=True)
     check(partitioned(graph, HOSTS), tmp_path, batch_size=50, num_epochs=4)
