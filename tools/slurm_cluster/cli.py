@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--name", default="distsage", help="which cluster (default: %(default)s)")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
+    verbs.add_parser("install", help="install Debian's packages that are missing, as up does")
     up = verbs.add_parser("up", help="start it; installs Debian's packages when they are missing")
     up.add_argument("--hosts", type=int, default=4, metavar="N", help="default: %(default)s")
     up.add_argument("--cpus", type=int, default=4, help="CPUs of each host, default: %(default)s")
@@ -91,6 +92,8 @@ def run(options: argparse.Namespace) -> None:
         )
     cluster = Cluster(options.name)
     match options.verb:
+        case "install":
+            install_missing()
         case "up":
             if not (1 <= options.hosts <= MOST_HOSTS and options.cpus >= 1):
                 raise ClusterError(f"--hosts is 1 to {MOST_HOSTS}, --cpus at least 1")
