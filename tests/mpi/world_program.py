@@ -16,8 +16,9 @@ def refuse(world: World, ranks: set[int], sentence: str) -> None:
 
 
 def main(behaviour: str) -> None:
-    world = World(MPI.COMM_WORLD, 3.0, lambda doing, state: None)
-    world.gather_all("up", None)
+    world = World(MPI.COMM_WORLD, 60.0, lambda doing, state: None)
+    world.gather_all("up", None)  # importing may take longer than the bound
+    world.timeout = 3.0
     preflight.release_mpich_segments()  # as every job does, so that it may be aborted
     if behaviour == "values":
         for turn in range(20):
