@@ -1,7 +1,12 @@
 """`distsage train` from the first rank to what the run directory holds."""
 
 import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -32,13 +37,34 @@ def weights(run_dir: Path) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(run_dir / "model.safetensors")
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended, and what the job said."""
+
+    directory: Path
+    said: CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def run_of(
+    partitioned: Partitioned, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int, int], Run]:
+    """`run_of(ranks, hosts)`: a run, made once, that tests look at and hold others against."""
+
+    @cache
+    def made(ranks: int, hosts: int) -> Run:
+        run_dir = tmp_path_factory.mktemp(f"run-{ranks}-{hosts}")
+        parts = partitioned(planted(), hosts)
+        return Run(run_dir, train(ranks, parts, run_dir, *QUICK, "--tensorboard", hosts=hosts))
+
+    return made
+
+
 @pytest.mark.parametrize(("ranks", "hosts"), [(2, 1), (4, 2), (8, 4), (8, 2)], ids=lambda n: str(n))
 def test_a_job_trains_and_leaves_a_whole_run_directory(
-    ranks: int, hosts: int, partitioned: Partitioned, tmp_path: Path
+    ranks: int, hosts: int, run_of: Callable[[int, int], Run]
 ) -> None:
-    parts = partitioned(planted(), hosts)
-    run_dir = tmp_path / "run"
-    ended = train(ranks, parts, run_dir, *QUICK, "--tensorboard", hosts=hosts)
+    run_dir, ended = run_of(ranks, hosts).directory, run_of(ranks, hosts).said
     assert len(re.findall(r"^epoch +\d/4 ", ended.stdout, re.MULTILINE)) == 4
     assert ended.stderr == ""
 
@@ -99,12 +125,10 @@ def test_no_rank_reads_the_list_of_servers_that_is_there_for_people(
     assert summary(tmp_path / "run")["epochs"] == 4
 
 
-@pytest.fixture(scope="module")
-def first(partitioned: Partitioned, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def first(run_of: Callable[[int, int], Run]) -> Path:
     """A run of 2 hosts, one worker per trainer, that others are held against."""
-    run_dir = tmp_path_factory.mktemp("first")
-    train(4, partitioned(planted(), 2), run_dir, *QUICK, hosts=2)
-    return run_dir
+    return run_of(4, 2).directory
 
 
 def test_the_configuration_of_a_run_repeats_it_to_the_last_bit(
@@ -135,15 +159,16 @@ def test_workers_change_nothing_but_time(
     np.testing.assert_equal(weights(tmp_path), weights(first))
 
 
-def test_an_earlier_run_is_kept(partitioned: Partitioned, tmp_path: Path) -> None:
-    parts = partitioned(planted(), 1)
-    train(2, parts, tmp_path, *QUICK, hosts=1)
-    earlier = losses(tmp_path), weights(tmp_path)
-    train(2, parts, tmp_path, *QUICK, "--seed", 1, hosts=1)
-    assert not set(losses(tmp_path)) & set(earlier[0])  # another seed, another run
-    assert losses(tmp_path / "earlier-1") == earlier[0]
-    np.testing.assert_equal(weights(tmp_path / "earlier-1"), earlier[1])
-    assert len(epochs(tmp_path)) == 4
+def test_an_earlier_run_is_kept(
+    run_of: Callable[[int, int], Run], partitioned: Partitioned, tmp_path: Path
+) -> None:
+    earlier = run_of(2, 1).directory
+    run_dir = Path(shutil.copytree(earlier, tmp_path / "run"))
+    train(2, partitioned(planted(), 1), run_dir, *QUICK, "--seed", 1, hosts=1)
+    assert not set(losses(run_dir)) & set(losses(earlier))  # another seed, another run
+    assert losses(run_dir / "earlier-1") == losses(earlier)
+    np.testing.assert_equal(weights(run_dir / "earlier-1"), weights(earlier))
+    assert len(epochs(run_dir)) == 4
 
 
 def test_two_jobs_with_graphs_of_one_name_do_not_meet(
