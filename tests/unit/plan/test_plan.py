@@ -133,6 +133,23 @@ def test_memory_is_what_the_preflight_asks_for(ring_parts: Path) -> None:
         assert part.files == 8 * (SIZE // 2 + 1) + 4 * SIZE
 
 
+def test_memory_of_weights_and_evaluations(ring_parts: Path) -> None:
+    """One hidden unit: rows are multiplied before they are averaged, those of all the part."""
+    config = PlanConfig(parts=ring_parts, hosts="2", num_hidden=1, fan_out="3,3")
+    parts, counted, exchanged = replayed(ring_parts, num_hidden=1, fan_out="3,3")
+    first, second = (
+        host_memory(parts, host, config, "replicated", counted, exchanged, 1000).own
+        for host in range(2)
+    )
+    assert first["weights"] == second["weights"] >= 5 * 4000
+    assert first["checkpoint"] >= 4 * 4000
+    assert second["checkpoint"] == 0, "trainer 0 writes it"
+    nodes, halo, classes = SIZE // 2, 2, parts.manifest.num_classes
+    kept = 4 * nodes + 4 * halo
+    layers = 4 * (nodes * (1 + classes) + 2 * halo)  # halo rows are sent and received
+    assert second["two layers of evaluation"] == kept + layers
+
+
 NOTHING = Machine("none", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
