@@ -1,9 +1,11 @@
 """A job that is killed, or asked to stop, goes on and comes to the same weights to the last bit."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from distsage.train.run_directory import RunDirectory
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(600)]
 
 HOSTS = 3
-OPTIONS = ["--num-epochs=12", "--eval-every=5", "--batch-size=40", "--fan-out=4,4"]
+NUM_EPOCHS = 30  # of which three jobs, one after the other, may be stopped
+OPTIONS = [f"--num-epochs={NUM_EPOCHS}", "--eval-every=5", "--batch-size=40", "--fan-out=4,4"]
 OPTIONS += ["--num-hidden=16", "--checkpoint-minutes=0.001"]
 
 
@@ -53,7 +56,7 @@ def assert_same(one: Path, other: Path) -> None:
     mine, its = (RunDirectory(path).load_checkpoint() for path in (one, other))
     assert mine is not None
     assert its is not None
-    assert mine.position == its.position == (12, 0)
+    assert mine.position == its.position == (NUM_EPOCHS, 0)
     for weights, others in (
         (mine.weights, its.weights),
         (mine.optimizer, its.optimizer),
@@ -67,64 +70,76 @@ def in_an_epoch(run_dir: Path) -> Callable[[], bool]:
     return lambda: position(run_dir) > (2, 0) and position(run_dir)[1] > 0
 
 
-def test_a_killed_job_goes_on(parts: Path, undisturbed: Path, tmp_path: Path) -> None:
-    job = Job(2 * HOSTS, *train_arguments(parts, tmp_path, *OPTIONS, hosts=HOSTS))
-    wait_until(in_an_epoch(tmp_path))
+def has_trained(run_dir: Path, num_epochs: int) -> bool:
+    return (run_dir / "epochs.jsonl").exists() and len(epochs(run_dir)) >= num_epochs
+
+
+@pytest.fixture(scope="module")
+def killed(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose job was killed in the middle of an epoch. Tests go on from copies of it."""
+    run_dir: Path = tmp_path_factory.mktemp("killed")
+    job = Job(2 * HOSTS, *train_arguments(parts, run_dir, *OPTIONS, hosts=HOSTS))
+    wait_until(in_an_epoch(run_dir))
     os.kill(job.rank_processes()[3], signal.SIGKILL)
     job.wait(status=None)
-    assert in_an_epoch(tmp_path)()
-    again = train(2 * HOSTS, parts, tmp_path, *OPTIONS, "--resume", "auto", hosts=HOSTS)
-    assert f"going on from {tmp_path} at step " in again.stdout
-    assert_same(undisturbed, tmp_path)
+    assert in_an_epoch(run_dir)()
+    return run_dir
 
 
-# Intel's mpirun is a shell script that passes no signal on.
-@pytest.mark.parametrize(
-    ("mpi", "whom"), [("openmpi", "mpirun"), ("mpich", "mpirun"), ("intel", "a watcher")]
-)
+def test_a_killed_job_goes_on(parts: Path, undisturbed: Path, killed: Path, tmp_path: Path) -> None:
+    run_dir = Path(shutil.copytree(killed, tmp_path / "run"))
+    again = train(2 * HOSTS, parts, run_dir, *OPTIONS, "--resume", "auto", hosts=HOSTS)
+    assert f"going on from {run_dir} at step " in again.stdout
+    assert_same(undisturbed, run_dir)
+
+
 def test_a_job_that_is_asked_to_stop_goes_on(
-    mpi: str, whom: str, parts: Path, undisturbed: Path, tmp_path: Path
+    parts: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
+    """Under one MPI after the other, then to its end."""
     options = [*OPTIONS, "--checkpoint-minutes=10", "--resume=auto"]
-    job = Job(2 * HOSTS, *train_arguments(parts, tmp_path, *options, hosts=HOSTS), mpi=mpi)
-    wait_until(lambda: (tmp_path / "epochs.jsonl").exists() and len(epochs(tmp_path)) > 1)
-    if whom == "mpirun":
-        job.process.send_signal(signal.SIGUSR1)
-    else:
-        rank = job.rank_processes()[4]
-        watcher = Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1]
-        os.kill(int(watcher), signal.SIGUSR1)
-    stopped = job.wait(status=0)
-    epoch, step = position(tmp_path)
-    assert (0, 0) < (epoch, step) < (12, 0)
-    sentence = f"stopped at step {step} of epoch {epoch}, because it was asked to; with --resume"
-    assert sentence in stopped.stdout
-    assert not (tmp_path / "summary.json").exists()
-    train(2 * HOSTS, parts, tmp_path, *options, hosts=HOSTS, mpi=mpi)
+    reached = (0, 0)
+    # Intel's mpirun is a shell script that passes no signal on.
+    for mpi, whom in (("openmpi", "mpirun"), ("mpich", "mpirun"), ("intel", "a watcher")):
+        job = Job(2 * HOSTS, *train_arguments(parts, tmp_path, *options, hosts=HOSTS), mpi=mpi)
+        before, _ = reached
+        wait_until(partial(has_trained, tmp_path, before + 1))
+        if whom == "mpirun":
+            job.process.send_signal(signal.SIGUSR1)
+        else:
+            rank = job.rank_processes()[4]
+            watcher = Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1]
+            os.kill(int(watcher), signal.SIGUSR1)
+        stopped = job.wait(status=0)
+        assert reached < position(tmp_path) < (NUM_EPOCHS, 0), mpi
+        epoch, step = reached = position(tmp_path)
+        sentence = f"stopped at step {step} of epoch {epoch}, because it was asked to; with "
+        assert f"{sentence}--resume" in stopped.stdout, mpi
+        assert not (tmp_path / "summary.json").exists()
+    train(2 * HOSTS, parts, tmp_path, *options, hosts=HOSTS)
     assert_same(undisturbed, tmp_path)
 
 
-def test_another_number_of_trainers_begins_the_epoch_anew(parts: Path, tmp_path: Path) -> None:
-    job = Job(2 * HOSTS, *train_arguments(parts, tmp_path, *OPTIONS, hosts=HOSTS))
-    wait_until(in_an_epoch(tmp_path))
-    os.kill(job.rank_processes()[1], signal.SIGKILL)
-    job.wait(status=None)
-    epoch, step = position(tmp_path)
-    again = train(4 * HOSTS, parts, tmp_path, *OPTIONS, "--resume", "auto", hosts=HOSTS)
-    assert f"going on from {tmp_path} at step {step} of epoch {epoch}\n" in again.stdout
-    assert "6 trainers instead of 3: the epoch begins anew with the weights as they" in again.stdout
-    assert [record["epoch"] for record in epochs(tmp_path)] == list(range(12))
-    assert (
-        epochs(tmp_path)[epoch]["steps"]["per_trainer"]
-        == [epochs(tmp_path)[11]["steps"]["per_trainer"][0]] * 6
-    )
+def test_another_number_of_trainers_begins_the_epoch_anew(
+    parts: Path, killed: Path, tmp_path: Path
+) -> None:
+    run_dir = Path(shutil.copytree(killed, tmp_path / "run"))
+    epoch, step = position(run_dir)
+    again = train(4, parts, run_dir, *OPTIONS, "--resume", "auto", hosts=2)
+    assert f"going on from {run_dir} at step {step} of epoch {epoch}\n" in again.stdout
+    assert "2 trainers instead of 3: the epoch begins anew with the weights as they" in again.stdout
+    assert [record["epoch"] for record in epochs(run_dir)] == list(range(NUM_EPOCHS))
+    steps = [record["steps"]["per_trainer"] for record in epochs(run_dir)]
+    assert steps == [steps[0]] * epoch + [steps[-1]] * (NUM_EPOCHS - epoch)
+    assert [len(steps[0]), len(steps[-1])] == [3, 2]
 
 
 def test_a_finished_run_stays_as_it_is(parts: Path, undisturbed: Path) -> None:
     before = {path: path.read_bytes() for path in undisturbed.rglob("*.*") if path.is_file()}
     again = train(2 * HOSTS, parts, undisturbed, *OPTIONS, "--resume", "auto", hosts=HOSTS)
-    assert f"{undisturbed} is finished: its 12 epochs are trained; raise --num-epochs" in (
-        again.stdout
+    assert (
+        f"{undisturbed} is finished: its {NUM_EPOCHS} epochs are trained; raise --num-epochs"
+        in (again.stdout)
     )
     after = {path: path.read_bytes() for path in undisturbed.rglob("*.*") if path.is_file()}
     changed = {path.name for path in after if before.get(path) != after[path]}
