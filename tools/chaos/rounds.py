@@ -265,7 +265,11 @@ def _go_on(run: Run, outcome: Outcome) -> None:
     said = run.output()[len(before) :]
     if outcome.way in (REQUEUED, ENDED) and resumable:
         epoch, step = map(int, resumable[-1].stem.split("-"))
-        if f"at step {step} of epoch {epoch}\n" not in said:
+        if epoch == NUM_EPOCHS:  # all was done when the fault came
+            goes_on = f"is finished: its {NUM_EPOCHS} epochs are trained"
+        else:
+            goes_on = f"at step {step} of epoch {epoch}\n"
+        if goes_on not in said:
             outcome.problems.append(f"did not go on from {resumable[-1].name}")
     if len(resumable) < len(checkpoints) and "taking the one before it" not in said:
         outcome.problems.append(f"not a word about the damage of {checkpoints[-1].name}")
