@@ -4,6 +4,8 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,23 +56,46 @@ def test_a_flag_that_is_missing_lowers_the_level():
     assert level.from_flags(PROCESSORS["znver4"][0] - {"avx512vl"}) == Level.AVX2
 
 
-@pytest.mark.parametrize("processor", ["level torch", *PROCESSORS])
-def test_code_for_any_processor_calls_nothing_that_a_process_lacks(processor):
-    """LLVM turns what a processor lacks into calls of functions, which no process may have.
-
-    Every kernel in every type is compiled for the processor, whatever this machine's is; as the
-    processor's model, so that nothing rests on the choice of the level's target.
-    """
+def cross_compiled(processor: str) -> subprocess.CompletedProcess[str]:
+    """Every kernel in every type, compiled for a processor in a process of its own."""
     name, _, stated = processor.partition(" ")
-    wanted = stated or str(PROCESSORS[name][1])
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.unit.programs.cross_compile", name, wanted],
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.unit.programs.cross_compile"),
+            *(name, stated or str(PROCESSORS[name][1])),
+        ],
         cwd=ROOT,
         env={**os.environ, "DISTSAGE_KERNELS": ""},
         capture_output=True,
         text=True,
         timeout=600,
     )
+
+
+@pytest.fixture(scope="module")
+def compilations(
+    request: pytest.FixtureRequest,
+) -> Iterator[Mapping[str, Future[subprocess.CompletedProcess[str]]]]:
+    """Those that the tests ask for, two at a time: when they run, most other tests are over."""
+    test = test_code_for_any_processor_calls_nothing_that_a_process_lacks
+    asked = [
+        item.callspec.params["processor"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.function is test
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        yield {processor: pool.submit(cross_compiled, processor) for processor in asked}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("processor", ["level torch", *PROCESSORS])
+def test_code_for_any_processor_calls_nothing_that_a_process_lacks(processor, compilations):
+    """LLVM turns what a processor lacks into calls of functions, which no process may have.
+
+    Every kernel in every type is compiled for the processor, whatever this machine's is; as the
+    processor's model, so that nothing rests on the choice of the level's target.
+    """
+    run = compilations[processor].result()
     assert run.returncode == 0, run.stderr
     found = [line.split() for line in run.stdout.splitlines()]
     assert len({kernel for kernel, _ in found}) >= 5
