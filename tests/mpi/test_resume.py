@@ -120,18 +120,20 @@ def test_a_job_that_is_asked_to_stop_goes_on(
     assert_same(undisturbed, tmp_path)
 
 
+@pytest.mark.parametrize(("trainers", "hosts"), [(2, 2), (6, 3)])
 def test_another_number_of_trainers_begins_the_epoch_anew(
-    parts: Path, killed: Path, tmp_path: Path
+    trainers: int, hosts: int, parts: Path, killed: Path, tmp_path: Path
 ) -> None:
     run_dir = Path(shutil.copytree(killed, tmp_path / "run"))
     epoch, step = position(run_dir)
-    again = train(4, parts, run_dir, *OPTIONS, "--resume", "auto", hosts=2)
+    again = train(2 * trainers, parts, run_dir, *OPTIONS, "--resume", "auto", hosts=hosts)
     assert f"going on from {run_dir} at step {step} of epoch {epoch}\n" in again.stdout
-    assert "2 trainers instead of 3: the epoch begins anew with the weights as they" in again.stdout
+    said = f"{trainers} trainers instead of 3: the epoch begins anew with the weights as they"
+    assert said in again.stdout
     assert [record["epoch"] for record in epochs(run_dir)] == list(range(NUM_EPOCHS))
     steps = [record["steps"]["per_trainer"] for record in epochs(run_dir)]
     assert steps == [steps[0]] * epoch + [steps[-1]] * (NUM_EPOCHS - epoch)
-    assert [len(steps[0]), len(steps[-1])] == [3, 2]
+    assert [len(steps[0]), len(steps[-1])] == [3, trainers]
 
 
 def test_a_finished_run_stays_as_it_is(parts: Path, undisturbed: Path) -> None:
