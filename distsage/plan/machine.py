@@ -1,15 +1,17 @@
 """How fast a core works, measured here or taken from an earlier run. Runs on the login host.
 
-All figures are CPU-seconds of one core for each counted unit, so that other people's work on a
-login host does not count, and a plan may divide them by other cores.
+Figures are CPU-seconds of one core for each counted unit, so that other people's work on a login
+host does not count, and a plan may divide them by other cores. A step of the model alone is timed
+by the clock: CPU-seconds do not tell what its threads gain, and lose by waiting for each other.
 """
 
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,7 @@ from distsage.partitioning.host_parts import HostParts
 from distsage.plan.replay import Replay
 from distsage.sampling.batch import MiniBatch
 from distsage.sampling.sampler import Sampler
+from distsage.sampling.seeds import Step
 from distsage.train.allocator import keep_freed_memory
 from distsage.train.loop import new_model
 from distsage.train.records import Run
@@ -47,6 +50,8 @@ _TABLE_BYTES = 256 << 20
 _TRANSFER_BYTES = 64 << 20
 _MOST_SECONDS = 8.0
 """CPU-seconds that steps are measured for, at most; at least two rounds."""
+_EMPTY_STEPS = 20
+_CACHES_BYTES = 128 << 20
 _EVALUATED_NODES = 20_000
 _CHUNK = 1 << 20
 _CPU = torch.device("cpu")
@@ -59,8 +64,12 @@ class Machine:
 
     Attributes:
         source: where the figures are from, for people.
-        sample_edge, find_edge, step_edge: CPU-seconds per sampled edge: to sample it; to find its
-            row; of forward, backward and optimiser.
+        sample_edge, find_edge: CPU-seconds per sampled edge: to sample it; to find its row.
+        step_edge: seconds by the clock, per sampled edge, of forward, backward and optimiser with
+            nothing beside them.
+        threads: that did such a step. Of others it is supposed that they share it as well.
+        empty_step: CPU-seconds of a step whose batch has one seed node: what interpreter and
+            libraries take before there is any work.
         evaluate_edge: CPU-seconds per edge, of all layers.
         serve_byte, receive_byte: CPU-seconds per byte: gathering, hashing and sending it; receiving
             and hashing it.
@@ -71,6 +80,8 @@ class Machine:
     sample_edge: float
     find_edge: float
     step_edge: float
+    threads: int
+    empty_step: float
     evaluate_edge: float
     serve_byte: float
     receive_byte: float
@@ -92,8 +103,9 @@ def measure(parts: HostParts, config: TrainConfig, replayed: Replay, num_threads
     Raises:
         UserError: a file of the parts cannot be read.
     """
-    with _computing_with(min(num_threads, usable_cores())):
-        return _measure(parts, config, replayed)
+    num_threads = min(num_threads, usable_cores())
+    with _computing_with(num_threads):
+        return _measure(parts, config, replayed, num_threads)
 
 
 @contextmanager
@@ -111,18 +123,22 @@ def _computing_with(num_threads: int) -> Iterator[None]:
             os.environ[_THREADS] = before
 
 
-def _measure(parts: HostParts, config: TrainConfig, replayed: Replay) -> Machine:
+def _measure(
+    parts: HostParts, config: TrainConfig, replayed: Replay, num_threads: int
+) -> Machine:
     keep_freed_memory()
     batches = [batch for batch in replayed.batches if batch.num_edges]
     rows = _stand_in(parts, config)
     way = choose_way(parts, config, replayed)
-    step, spread = _step_edge(parts, config, batches, rows, way)
+    step, empty, spread = _steps(parts, config, replayed, batches, rows, way)
     gather, tag, send, receive = _transfer(rows)
     return Machine(
         f"measured here ({level.processor_name()}, kernels {level.chosen()})",
         sample_edge=sampling(parts, config, replayed),
         find_edge=_find_edge(parts, batches, way),
         step_edge=step,
+        threads=num_threads,
+        empty_step=empty,
         evaluate_edge=_evaluate_edge(parts, config, rows),
         serve_byte=gather + tag + send,
         receive_byte=tag + receive,
@@ -155,7 +171,7 @@ def calibrated(here: Machine, run: Run, config: TrainConfig) -> Machine:
 
     edges = max(total("edges"), 1.0)
     environment = run.about.get("environment", {})
-    threads = float(environment.get("threads") or environment.get("cores", 1))
+    threads = int(environment.get("threads") or environment.get("cores", 1))
     phases = ("forward_seconds", "backward_seconds", "optimizer_seconds")
     per_epoch = [
         sum(epoch[name]["total"] for name in phases) / max(epoch["edges"]["total"], 1)
@@ -172,7 +188,8 @@ def calibrated(here: Machine, run: Run, config: TrainConfig) -> Machine:
         here,
         source=f"from the records of {run.path}",
         sample_edge=total("sample_seconds") / edges,
-        step_edge=steps * threads,
+        step_edge=steps,
+        threads=threads,
         evaluate_edge=evaluate,
         spread=float(np.std(per_epoch) / steps) if steps else 0.0,
     )
@@ -230,32 +247,34 @@ def _inputs(batch: MiniBatch, rows: Features, way: Way) -> InputLayer | Multipli
     return multiplied_input(batch, rows[torch.from_numpy(slots.astype(np.int64))])
 
 
-def _step_edge(
+def _steps(
     parts: HostParts,
     config: TrainConfig,
+    replayed: Replay,
     batches: Sequence[MiniBatch],
     rows: Features,
     way: Way,
-) -> tuple[float, float]:
-    """Forward, backward and optimiser; and the spread between batches."""
+) -> tuple[float, float, float]:
+    """Forward, backward and optimiser: seconds per edge by the clock, CPU-seconds of an empty step,
+    and the spread between batches."""
     manifest = parts.manifest
     if not batches:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     model = new_model(config, manifest.num_features, manifest.num_classes)
     if way == "sparse":
         model.lay_out_for_sparse_rows()
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
 
-    def step(batch: MiniBatch) -> float:
+    def step(batch: MiniBatch) -> tuple[float, float]:
         inputs = _inputs(batch, rows, way)
-        started = time.process_time()
+        began = time.perf_counter(), time.process_time()
         optimizer.zero_grad(set_to_none=False)
         logits = model(inputs, batch.blocks, batch.key)
         target = torch.zeros(len(logits), dtype=torch.int64)
         torch.nn.functional.cross_entropy(logits, target).backward()
         optimizer.step()
-        return time.process_time() - started
+        return time.perf_counter() - began[0], time.process_time() - began[1]
 
     step(batches[0])  # compiles
     begun = time.process_time()
@@ -263,9 +282,15 @@ def _step_edge(
     for round_ in range(4):
         if round_ >= 2 and time.process_time() - begun > _MOST_SECONDS:
             break
-        per_edge += [step(batch) / batch.num_edges for batch in batches]
+        per_edge += [step(batch)[0] / batch.num_edges for batch in batches]
     median = float(np.median(per_edge))
-    return median, float(np.subtract(*np.percentile(per_edge, [75, 25])) / median)
+    spread = float(np.subtract(*np.percentile(per_edge, [75, 25])) / median)
+    first = replayed.steps[0]
+    tiny = _sampler(parts, config, number_inputs=True).sample(
+        first.seed_gid[:1], first.sample_key, first.dropout_key
+    )
+    empty = float(np.median([step(tiny)[1] for _ in range(_EMPTY_STEPS)]))
+    return median, empty, spread
 
 
 def sampling(parts: HostParts, config: TrainConfig, replayed: Replay) -> float:
@@ -274,20 +299,26 @@ def sampling(parts: HostParts, config: TrainConfig, replayed: Replay) -> float:
     Raises:
         UserError: a file of the parts cannot be read.
     """
-    sampler = Sampler(
+    way = choose_way(parts, config, replayed)
+    sampler = _sampler(parts, config, number_inputs=_numbers_inputs(parts, way))
+
+    def sample(step: Step) -> None:
+        sampler.sample(step.seed_gid, step.sample_key, step.dropout_key)
+
+    for step in replayed.steps:  # compiles, and reads the topology
+        sample(step)
+    seconds = _cold(partial(sample, step) for step in replayed.steps)
+    return seconds / max(sum(batch.num_edges for batch in replayed.batches), 1)
+
+
+def _sampler(parts: HostParts, config: TrainConfig, *, number_inputs: bool) -> Sampler:
+    """As the job's workers have it, where the topology is on every host."""
+    return Sampler(
         parts.parts.topology(),
         config.fan_outs,
         method=config.sampling_method,
-        number_inputs=_numbers_inputs(parts, choose_way(parts, config, replayed)),
+        number_inputs=number_inputs,
     )
-
-    def sample() -> None:
-        for step in replayed.steps:
-            sampler.sample(step.seed_gid, step.sample_key, step.dropout_key)
-
-    sample()  # compiles, and reads the topology
-    edges = sum(batch.num_edges for batch in replayed.batches)
-    return _cpu(sample) / max(edges, 1)
 
 
 def _numbers_inputs(parts: HostParts, way: Way) -> bool:
@@ -309,7 +340,7 @@ def _find_edge(parts: HostParts, batches: Sequence[MiniBatch], way: Way) -> floa
         else:
             wanted.append((batch.input_gid[batch.input_edges.indices], batch.dst_gid))
     slots.find(*wanted[0])  # compiles
-    seconds = _cpu(lambda: [slots.find(*each) for each in wanted])
+    seconds = _cold(partial(slots.find, *each) for each in wanted)
     return seconds / sum(batch.num_edges for batch in batches)
 
 
@@ -350,20 +381,34 @@ def _transfer(rows: Features) -> tuple[float, float, float, float]:
         near = socket.create_connection(server.getsockname())
         far, _ = server.accept()
     sending = receiving = 0.0
-    piece, into = memoryview(data)[: 1 << 16], bytearray(1 << 16)
+    # What comes goes to memory that nothing was in, and is then put together.
+    piece, into = memoryview(data)[: 1 << 16], memoryview(bytearray(_TRANSFER_BYTES))
     near.settimeout(10.0)
     far.settimeout(10.0)
     with near, far:
-        for _ in range(_TRANSFER_BYTES >> 16):
+        for begin in range(0, _TRANSFER_BYTES, len(piece)):
             started = time.thread_time()
             near.sendall(piece)
             sent = time.thread_time()
-            left = len(piece)
-            while left:
-                left -= far.recv_into(into, left)
+            at, end = begin, begin + len(piece)
+            while at < end:
+                at += far.recv_into(into[at:end])
             sending += sent - started
             receiving += time.thread_time() - sent
+    receiving += _cpu(torch.frombuffer(into, dtype=torch.uint8).clone)
     return gather, tag / _TRANSFER_BYTES, sending / _TRANSFER_BYTES, receiving / _TRANSFER_BYTES
+
+
+def _cold(pieces: Iterable[Callable[[], Any]]) -> float:
+    """CPU-seconds of pieces of work, each when other data has been through the caches.
+
+    In a job a step of the model is between two batches of a worker.
+    """
+    other, seconds = np.ones(_CACHES_BYTES // 8), 0.0
+    for piece in pieces:
+        other.sum()
+        seconds += _cpu(piece)
+    return seconds
 
 
 def _cpu(work: Callable[[], Any]) -> float:

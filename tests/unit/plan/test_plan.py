@@ -150,7 +150,7 @@ def test_memory_of_weights_and_evaluations(ring_parts: Path) -> None:
     assert second["two layers of evaluation"] == kept + layers
 
 
-NOTHING = Machine("none", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NOTHING = Machine("none", 0.0, 0.0, 0.0, 1, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,15 @@ NOTHING = Machine("none", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
         (replace(NOTHING, sample_edge=1.0), None, "preparing", 80.0),
         (replace(NOTHING, serve_byte=1.0), None, "servers", 32.0),
         (NOTHING, 8.0, "network", 32 / 8),
+        # Gradients are added up, after the other host's server was asked.
+        (replace(NOTHING, empty_step=1.0), None, "computing", 1.6),
+        # A worker takes half a core from two threads, which wait for each other.
+        (
+            replace(NOTHING, step_edge=1.0, threads=2, sample_edge=1.0),
+            None,
+            "processor",
+            80 + 80 / 2,
+        ),
     ],
 )
 def test_what_limits(
@@ -333,7 +342,7 @@ def test_figures_of_an_earlier_run(ring_parts: Path) -> None:
     config = PlanConfig(parts=ring_parts, hosts="2")
     found = calibrated(NOTHING, a_run(Path("run")), config)
     assert found.sample_edge == 2.0 / 100
-    assert found.step_edge == 2 * (3.0 + 4.0 + 1.0) / 100
+    assert (found.step_edge, found.threads) == ((3.0 + 4.0 + 1.0) / 100, 2)
     assert found.evaluate_edge == 2 * 5.0 / 50
     with pytest.raises(UserError, match=r"trained with --num-hidden 64, the plan is for 256"):
         calibrated(NOTHING, a_run(Path("run"), num_hidden=64), config)
