@@ -307,8 +307,10 @@ def _evaluate(arguments: Sequence[str]) -> None:
         return
     config = parse(EvaluateConfig, "evaluate", arguments)
     level.hold_to(level.chosen())
+    from distsage.limits import hold_to
     from distsage.prediction.scores import evaluate, lines
 
+    hold_to(config.memory_bytes)
     print(lines(*evaluate(config)))
 
 

@@ -491,9 +491,19 @@ class ModelOptions(HostOptions):
     dataset: str | None = None
     """Where the dataset lies now, if not where it lay in training; or another one, to be read in
     the same way."""
+    memory: str | None = None
+    """Memory that each process may use, such as 4G (default: its share of what the job may use).
+    Rows that do not fit lie in files meanwhile, beside the output or in the run directory, whose
+    pages do not count."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """--memory in bytes."""
+        return _memory_bytes(self.memory)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _ = self.memory_bytes
         _require(
             self.parts is None or self.dataset is None,
             "give --parts or --dataset, not both: the graph that the model is applied to",
@@ -520,18 +530,9 @@ class PredictConfig(ModelOptions):
     """all, train, val or test; or a file of original ids: .npy, or text with one on each line."""
     file_format: Literal["parquet", "npy"] = "parquet"
     """Of a directory's files: tables, or arrays of values beside arrays of ids."""
-    memory: str | None = None
-    """Memory that each process may use, such as 4G (default: its share of what the job may use).
-    Rows that do not fit lie in files beside the output meanwhile, whose pages do not count."""
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """--memory in bytes."""
-        return _memory_bytes(self.memory)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.memory_bytes
         _require(
             self.output.suffix in ("", ".csv", ".parquet", ".npz") or self.output.is_dir(),
             f"--output {self.output} ends in none of .csv, .parquet and .npz; name a file that "

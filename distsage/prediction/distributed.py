@@ -58,7 +58,7 @@ def _job_directory(asked: Asked) -> "JobDirectory":
 
     if isinstance(asked, PredictConfig):
         return JobDirectory(asked.output / JOB, "--output")
-    return JobDirectory(asked.run_dir / "evaluation", "--run-dir")
+    return JobDirectory(asked.run_dir / trained.EVALUATION, "--run-dir")
 
 
 def _job_config(asked: Asked) -> ModelJobConfig:

@@ -20,8 +20,6 @@ from distsage.files import allocate, explain_write_errors, own_directory, read_j
 from distsage.limits import free_memory, require_memory
 from distsage.model.inference import Rooms
 
-_OPTION = "--output"  # with which the user has chosen where the files lie
-
 
 class BoundedRooms(Rooms):
     """Rooms in memory as long as there is some, then in files below a folder.
@@ -33,10 +31,12 @@ class BoundedRooms(Rooms):
 
     Args:
         folder: to make.
+        doing: what the rows are for, as messages have it.
+        option: with which the user has chosen where the folder lies.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, doing: str = "predicting", option: str = "--output") -> None:
+        self._folder, self._doing, self._option = folder, doing, option
         self._reserve = 0
         self._about: Mapping[str, Any] | None = None
         self._lock: IO[str] | None = None
@@ -54,7 +54,7 @@ class BoundedRooms(Rooms):
         Raises:
             UserError: there is too little memory.
         """
-        require_memory(reserve, "predicting, with all rows in files,")
+        require_memory(reserve, f"{self._doing}, with all rows in files,")
         self._reserve, self._about = reserve, about
 
     def scratch(self, name: str) -> Path:
@@ -65,7 +65,7 @@ class BoundedRooms(Rooms):
         """
         self._own()
         folder = self._folder / name
-        with explain_write_errors(folder, _OPTION):
+        with explain_write_errors(folder, self._option):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
         return folder
@@ -103,7 +103,7 @@ class BoundedRooms(Rooms):
         if layer not in self._on_disk:
             return
         assert self._about is not None
-        with explain_write_errors(self._rows(layer), _OPTION):
+        with explain_write_errors(self._rows(layer), self._option):
             with open(self._rows(layer), "rb") as stream:
                 os.fsync(stream.fileno())  # before the mark says so
             write_json(self._mark(layer), {**self._about, "shape": list(rows.shape)})
@@ -159,13 +159,13 @@ class BoundedRooms(Rooms):
     def _own(self) -> None:
         if self._lock is None:
             self._made = [above for above in self._folder.parents if not above.exists()]
-            self._lock = own_directory(self._folder, "a prediction", _OPTION)
+            self._lock = own_directory(self._folder, self._doing, self._option)
 
     def _mapped(
         self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, *, new: bool
     ) -> Tensor:
         size = math.prod(shape) * dtype.itemsize
-        with explain_write_errors(path, _OPTION):
+        with explain_write_errors(path, self._option):
             if new:
                 allocate(path, size)
             content = np.memmap(path, np.uint8, "r+", 0, (size,))

@@ -6,7 +6,6 @@ Imports DGL only where a dataset lies in DGL's files.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +71,8 @@ class Subject:
         features: float32.
         scales: gives the scales of their columns for int8, as `feature_scales` does.
         ids: int64 or unicode `[N]`, the original ids; may be a memory map.
-        data: labels, train_mask, val_mask or test_mask of all nodes, as a `Graph` has them.
+        data: labels, train_mask, val_mask or test_mask of the nodes of a part, as a `Graph` has
+            them; may be a memory map that begins at any byte, and masks may be numbers.
         offsets: int64 `[P + 1]`, the bounds of its parts; a dataset is one part.
         checksum: of all that; empty for a graph in memory.
     """
@@ -82,7 +82,7 @@ class Subject:
     features: StoredFeatures
     scales: Callable[[], np.ndarray | None]
     ids: np.ndarray
-    data: Callable[[str], np.ndarray]
+    data: Callable[[str, int], np.ndarray]
     offsets: np.ndarray
     checksum: str
 
@@ -96,7 +96,7 @@ class Subject:
             features=StoredFeatures.of_matrix(graph.features),
             scales=lambda: feature_scales(graph.features),
             ids=np.arange(count) if graph.original_ids is None else graph.original_ids,
-            data=lambda name: np.asarray(getattr(graph, name)),
+            data=lambda name, _: np.asarray(getattr(graph, name)),
             offsets=np.array([0, count]),
             checksum=checksum,
         )
@@ -109,19 +109,13 @@ class Subject:
             UserError: a file cannot be read, or is not the one that was written.
         """
         verify(parts)
-
-        def data(name: str) -> np.ndarray:
-            rows = [parts.map_part(part)[name] for part in range(parts.num_parts)]
-            joined = np.concatenate(rows)
-            return joined if name == "labels" else joined.astype(bool)
-
         return cls(
             name=parts.manifest.graph_name,
             topology=parts.topology(),
             features=StoredFeatures.of_parts(parts),
             scales=parts.feature_scales,
             ids=parts.original_ids(),
-            data=data,
+            data=lambda name, part: parts.map_part(part)[name],
             offsets=parts.offsets,
             checksum=parts.manifest.checksum,
         )
@@ -130,6 +124,31 @@ class Subject:
     def num_nodes(self) -> int:
         """N."""
         return self.topology.num_nodes
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Which graph it is."""
+        return {
+            "name": self.name,
+            "nodes": self.num_nodes,
+            "edges": self.topology.num_edges,
+            "checksum": self.checksum,
+        }
+
+    def mask(self, name: str) -> np.ndarray:
+        """The mask called train, val or test, of all nodes: bool `[N]`."""
+        of_parts = [self.data(f"{name}_mask", part) for part in range(len(self.offsets) - 1)]
+        return np.concatenate([rows.astype(bool) for rows in of_parts])
+
+    def labels(self, rooms: Rooms) -> Tensor:
+        """Of all nodes, where `rooms` puts them: int64 `[N]`, -1 for none, or float32 `[N, C]`."""
+        shape = self.num_nodes, *self.data("labels", 0).shape[1:]
+        dtype = torch.int64 if len(shape) == 1 else torch.float32
+        labels = rooms.table(*shape, dtype=dtype)
+        for part in range(len(self.offsets) - 1):
+            low, high = self.offsets[part : part + 2]
+            labels.numpy()[low:high] = self.data("labels", part)
+        return labels
 
 
 def load_model(run_dir: Path | str) -> TrainedModel:
@@ -180,6 +199,32 @@ def predict(
     return answers(rows, what, description["task"]).numpy()
 
 
+def prepare(rooms: BoundedRooms, model: TrainedModel, subject: Subject, beside: int) -> None:
+    """See that there is memory for all but the rows of a subject. Comes before the first room.
+
+    Layers that a process with the same model, graph and kernels has finished are taken up then.
+
+    Args:
+        rooms: for the rows.
+        model: to apply.
+        subject: to apply it to.
+        beside: bytes that the caller takes as well.
+
+    Raises:
+        UserError: there is too little memory.
+    """
+    rooms.prepare(
+        working_bytes(model.network, sparse=subject.features.is_sparse)
+        + beside
+        + _BYTES_PER_NODE * subject.num_nodes,
+        {
+            "model": trained.identity(model.run_dir, model.description),
+            "graph": subject.about,
+            "kernels": str(level.chosen()),
+        },
+    )
+
+
 def rows_of(
     model: TrainedModel, subject: Subject, num_layers: int, rooms: Rooms = IN_MEMORY
 ) -> Tensor:
@@ -225,28 +270,14 @@ def write_predictions(config: PredictConfig) -> None:
     description = model.description
     trained.num_layers_of(config.run_dir, description, config.what, config.layer)
     with BoundedRooms(rows_folder(config.output, is_file=config.is_file)) as rooms:
-        scratch = None if config.memory is None else partial(rooms.scratch, "dataset")
-        subject = load_graph_of(config, description, scratch)
-        graph = {
-            "name": subject.name,
-            "nodes": subject.num_nodes,
-            "edges": subject.topology.num_edges,
-            "checksum": subject.checksum,
-        }
-        about = trained.about_predictions(config, description, graph)
+        subject = load_graph_of(config, description, rooms)
+        about = trained.about_predictions(config, description, subject.about)
         directory = OutputDirectory(config.output, about)
         if not config.is_file and directory.is_whole():
             print(f"{config.output} is whole already")
             return
-        chosen = np.flatnonzero(
-            choose(config.nodes, subject.ids, lambda name: subject.data(f"{name}_mask"))
-        )
-        rooms.prepare(
-            working_bytes(model.network, sparse=subject.features.is_sparse)
-            + WRITING_BYTES
-            + _BYTES_PER_NODE * subject.num_nodes,
-            {"model": about["model"], "graph": graph, "kernels": str(level.chosen())},
-        )
+        chosen = np.flatnonzero(choose(config.nodes, subject.ids, subject.mask))
+        prepare(rooms, model, subject, WRITING_BYTES)
         rows = rows_of(model, subject, about["layer"], rooms)
 
         def written(nodes: np.ndarray) -> tuple[MadeRows, MadeRows]:
@@ -305,17 +336,15 @@ def to_write(
 
 
 def load_graph_of(
-    config: ModelOptions,
-    description: Mapping[str, Any],
-    scratch: Callable[[], Path] | None = None,
+    config: ModelOptions, description: Mapping[str, Any], rooms: BoundedRooms
 ) -> Subject:
     """The graph that the run was trained on, or one like it, read as the run read it.
 
     Args:
-        config: says where the graph lies now, if it has moved, or which other one to take.
+        config: says where the graph lies now, if it has moved, or which other one to take. With a
+            bound on memory, what of a dataset need not be in memory is not.
         description: what the run's model file says beside the weights.
-        scratch: makes an empty folder for what of a dataset need not be in memory; None reads it
-            into memory.
+        rooms: where that is put then.
 
     Raises:
         UserError: it is not to be found, cannot be read, or does not fit the model.
@@ -349,7 +378,7 @@ def load_graph_of(
         **options,
         seed=reading.get("split_seed", saved["seed"]),
         encoding=trained.encoding_of(description),
-        scratch=None if scratch is None else scratch(),
+        scratch=None if config.memory is None else rooms.scratch("dataset"),
     )
     trained.check_fit(config.run_dir, description, graph)
     return Subject.of_graph(graph, checksum_of(graph))

@@ -8,28 +8,36 @@ import torch
 from torch import Tensor
 
 from distsage.config import EvaluateConfig
-from distsage.prediction.run import load_graph_of, load_model, rows_of
+from distsage.prediction.rooms import BoundedRooms
+from distsage.prediction.run import load_graph_of, load_model, prepare, rows_of
 from distsage.prediction.selection import choose
+from distsage.prediction.trained import EVALUATION
 from distsage.train.collectives import Collectives
-from distsage.train.evaluation import score_masks
+from distsage.train.evaluation import score_masks, scoring_bytes
 from distsage.train.metrics import Scores
 
 
 def evaluate(config: EvaluateConfig) -> tuple[Scores, Mapping[str, Any]]:
     """Score a run's model on one machine, without MPI.
 
+    Rows that do not fit into memory are in files of the run directory meanwhile.
+
     Returns:
         The scores of each set of nodes, and what the model says of itself.
 
     Raises:
-        UserError: there is no such run, or its graph is not to be found or does not fit its model.
+        UserError: there is no such run, its graph is not to be found or does not fit its model, or
+            there is too little memory.
     """
     model = load_model(config.run_dir)
-    subject = load_graph_of(config, model.description)
-    labels = torch.from_numpy(subject.data("labels"))
-    masks = masks_of(config.nodes, subject.ids, labels, lambda name: subject.data(f"{name}_mask"))
-    rows = rows_of(model, subject, len(model.network.layers))
-    return score_masks(rows, labels, masks, Collectives()), model.description
+    folder = config.run_dir / EVALUATION / "rows"
+    with BoundedRooms(folder, "evaluating", "--run-dir") as rooms:
+        subject = load_graph_of(config, model.description, rooms)
+        prepare(rooms, model, subject, scoring_bytes(model.network, subject.num_nodes))
+        labels = subject.labels(rooms)
+        masks = masks_of(config.nodes, subject.ids, labels, subject.mask)
+        rows = rows_of(model, subject, len(model.network.layers), rooms)
+        return score_masks(rows, labels, masks, Collectives()), model.description
 
 
 def masks_of(

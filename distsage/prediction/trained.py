@@ -18,6 +18,8 @@ from distsage.partitioning.manifest import Manifest
 from distsage.partitioning.parts import Parts, sha256
 
 MODEL = "model.safetensors"
+EVALUATION = "evaluation"
+"""What scoring a model keeps in its run directory: a job's logs; meanwhile, rows without room."""
 
 
 def describe(run_dir: Path) -> dict[str, Any]:
@@ -43,6 +45,11 @@ def describe(run_dir: Path) -> dict[str, Any]:
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged; train again") from error
     return dict(description)
+
+
+def identity(run_dir: Path, description: Mapping[str, Any]) -> dict[str, Any]:
+    """Which model it is: of which epoch, and the checksum of its file."""
+    return {"epoch": description["epoch"], "sha256": sha256(run_dir / MODEL)}
 
 
 def parts_of(
@@ -180,7 +187,7 @@ def about_predictions(
     return {
         "format_version": 1,
         "run": str(config.run_dir.resolve()),
-        "model": {"epoch": description["epoch"], "sha256": sha256(config.run_dir / MODEL)},
+        "model": identity(config.run_dir, description),
         "graph": dict(graph),
         "what": config.what,
         "layer": num_layers,

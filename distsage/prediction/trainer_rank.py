@@ -5,7 +5,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from distsage.config import ModelJobConfig, PredictConfig
+from distsage.config import EvaluateConfig, ModelJobConfig, PredictConfig
 from distsage.features.rows import PULL_ROWS
 from distsage.launch import job as bring_up
 from distsage.launch.dgl.client import GraphStore
@@ -13,15 +13,16 @@ from distsage.launch.job import Job
 from distsage.launch.watch.progress import State, Watched
 from distsage.limits import hold_to, take_share
 from distsage.model.backend import set_threads
-from distsage.model.inference import IN_MEMORY, Rooms, working_bytes
+from distsage.model.inference import working_bytes
 from distsage.prediction.output import WRITING_BYTES, OutputDirectory, rows_folder
 from distsage.prediction.part_rows import rows_of_parts
 from distsage.prediction.rooms import BoundedRooms
 from distsage.prediction.run import TrainedModel, load_model, to_write
 from distsage.prediction.scores import lines, masks_of
 from distsage.prediction.selection import choose
+from distsage.prediction.trained import EVALUATION
 from distsage.train.collectives import EXCHANGE_BYTES, Collectives
-from distsage.train.evaluation import score_masks
+from distsage.train.evaluation import score_masks, scoring_bytes
 from distsage.train.halo_inference import HaloInference
 from distsage.train.local import without_edges
 
@@ -40,7 +41,7 @@ def run(job: Job[ModelJobConfig], watched: Watched) -> None:
     if isinstance(job.config.asked, PredictConfig):
         work.predict(job.config.asked)
     else:
-        work.evaluate(job.config.asked.nodes)
+        work.evaluate(job.config.asked)
     watched.mark("saying goodbye", State.WAITING)
     store.close()
     torch.distributed.destroy_process_group()
@@ -73,7 +74,7 @@ class _Work:
     def _everyone(self, found: np.ndarray) -> np.ndarray:
         return self._trainers.sum(torch.from_numpy(found)).numpy()
 
-    def _rows(self, num_layers: int | None, rooms: Rooms = IN_MEMORY) -> Tensor:
+    def _rows(self, num_layers: int | None, rooms: BoundedRooms) -> Tensor:
         """The rows of this trainer's nodes after so many layers."""
         topology = self._job.parts.parts.topology()
         if self._model.description["config"].get("ignore_edges"):
@@ -93,7 +94,7 @@ class _Work:
         output = OutputDirectory(asked.output, self._job.config.about)
         folder = rows_folder(asked.output, is_file=False) / f"trainer-{trainers.rank}"
         with BoundedRooms(folder) as rooms:
-            self._prepare(rooms, asked.memory_bytes)
+            self._prepare(rooms, asked.memory_bytes, WRITING_BYTES)
             trainers.barrier()
             if trainers.rank == 0:
                 output.begin()
@@ -104,8 +105,11 @@ class _Work:
             num_rows = output.finish(self._job.parts.parts.num_parts)
             print(f"{asked.what} of {num_rows:,} nodes written to {asked.output}", flush=True)
 
-    def _prepare(self, rooms: BoundedRooms, memory: int | None) -> None:
-        """Bound what this trainer may take, before any of the machine takes some."""
+    def _prepare(self, rooms: BoundedRooms, memory: int | None, beside: int) -> None:
+        """Bound what this trainer may take, before any of the machine takes some.
+
+        `beside` are the bytes that it takes when the rows are there.
+        """
         config, manifest = self._job.config, self._job.parts.parts.manifest
         everyone_here = config.emulated_hosts is not None
         assignment = self._job.assignment
@@ -116,7 +120,7 @@ class _Work:
         pulled = _PULLS * PULL_ROWS * own.nbytes // max(len(own), 1)
         rooms.prepare(
             working_bytes(self._model.network, sparse=manifest.features.is_sparse)
-            + WRITING_BYTES
+            + beside
             + max(pulled, EXCHANGE_BYTES)
             + _BYTES_PER_NODE * manifest.num_nodes,
             None,
@@ -144,17 +148,22 @@ class _Work:
                 made = to_write(self._ids, nodes, rows.shape[1], take, asked.what, task)
                 output.write_part(part, *made)
 
-    def evaluate(self, nodes: str | None) -> None:
+    def evaluate(self, asked: EvaluateConfig) -> None:
         """Compute this trainer's nodes, and score them together with everybody else's."""
+        trainers, num_nodes = self._trainers, self._job.parts.parts.manifest.num_nodes
         own = slice(self._first - self._low, self._last - self._low)
-        labels = self._store.own_rows("labels")[own]
-        masks = masks_of(
-            nodes,
-            np.asarray(self._ids[own]),
-            labels,
-            lambda name: self._mask(name)[own],
-            self._everyone,
-        )
-        scores = score_masks(self._rows(None), labels, masks, self._trainers)
-        if self._trainers.rank == 0:
+        folder = asked.run_dir / EVALUATION / f"rows-trainer-{trainers.rank}"
+        with BoundedRooms(folder, "evaluating", "--run-dir") as rooms:
+            beside = scoring_bytes(self._model.network, num_nodes)
+            self._prepare(rooms, asked.memory_bytes, beside)
+            labels = self._store.own_rows("labels")[own]
+            masks = masks_of(
+                asked.nodes,
+                np.asarray(self._ids[own]),
+                labels,
+                lambda name: self._mask(name)[own],
+                self._everyone,
+            )
+            scores = score_masks(self._rows(None, rooms), labels, masks, trainers)
+        if trainers.rank == 0:
             print(lines(scores, self._model.description), flush=True)

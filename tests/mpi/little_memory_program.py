@@ -1,4 +1,4 @@
-"""`distsage predict` with no memory left for rows: `little_memory_program.py OPTIONS`.
+"""`distsage` with no memory left for rows: `little_memory_program.py predict|evaluate OPTIONS`.
 
 Started by the tests. Says on standard error what is put into files.
 """
@@ -25,4 +25,4 @@ if __name__ == "__main__":
     # Before anybody imports them by name; torch and numba must not be there yet.
     limits.require_memory = leave_nothing
     files.allocate = note_and_allocate
-    main(["predict", *sys.argv[1:]])
+    main(sys.argv[1:])

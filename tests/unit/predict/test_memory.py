@@ -1,4 +1,4 @@
-"""`predict` within a bound on memory: the same to the last bit, taken up where it was killed."""
+"""`predict` and `evaluate` within a bound on memory: the same bits, taken up after a kill."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ import torch
 
 from distsage import limits
 from distsage.cli import main
-from distsage.config import PredictConfig, TrainConfig
+from distsage.config import EvaluateConfig, PredictConfig, TrainConfig
 from distsage.data.graph import Graph
 from distsage.errors import UserError
 from distsage.features.matrix import dense_table, feature_scales, sparse_rows
@@ -31,6 +31,8 @@ from distsage.prediction import rooms, run
 from distsage.prediction.output import rows_folder
 from distsage.prediction.rooms import BoundedRooms
 from distsage.prediction.run import write_predictions
+from distsage.prediction.scores import evaluate
+from distsage.train.records import read_run
 from distsage.train.run_directory import RunDirectory
 from distsage.train.tensor_file import read_tensors, write_tensors
 from tests.unit.partition_graphs import random_directed
@@ -38,12 +40,13 @@ from tests.unit.runs import best_of, origin
 
 N = 700
 HIDDEN = 20
+DRAWN = np.random.default_rng(9).integers(0, 12, N)
 
 LARGE = 250_000
 MEBIBYTES = 100
 
 
-def graph_of(kind: str) -> Graph:
+def graph_of(kind: str, **changes: object) -> Graph:
     rng = np.random.default_rng(1)
     width = 50 if kind == "wide" else 12
     rows = rng.standard_normal((N, width), np.float32)
@@ -52,14 +55,16 @@ def graph_of(kind: str) -> Graph:
         rows = scipy.sparse.csr_matrix(rows)
         if kind == "sparse ones":
             rows.data[:] = 1
-    return random_directed(N, 9000, features=rows)
+    return random_directed(N, 9000, features=rows, **changes)
 
 
 def write_run(path: Path, graph: Graph, **config: object) -> GraphSAGE:
     """A run of three layers, with weights that nobody has trained."""
     model = GraphSAGE(graph.num_features, HIDDEN, graph.num_classes, 3, 0.5, seed=3)
     asked = TrainConfig(**config)  # type: ignore[arg-type]
-    RunDirectory.begin(path, asked).save_model(origin(asked, model), best_of(model))
+    RunDirectory.begin(path, asked).save_model(
+        origin(asked, model, task=graph.task), best_of(model)
+    )
     return model
 
 
@@ -124,6 +129,39 @@ def test_a_dataset_too(tmp_path: Path) -> None:
         write_predictions(config)
     np.testing.assert_array_equal(values(tmp_path / "a.npz"), values(tmp_path / "b.npz"))
     assert left_in(tmp_path) == {"a.npz", "b.npz"}
+    before = set((tmp_path / "run").iterdir())
+    scores = read_run(tmp_path / "run").summary
+    for memory in (None, "100G"):
+        found, _ = evaluate(EvaluateConfig(run_dir=tmp_path / "run", memory=memory))
+        assert found == {mask: scores[mask] for mask in ("train", "val", "test")}
+    assert set((tmp_path / "run").iterdir()) == before
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize(
+    "labels",
+    [DRAWN % 3, DRAWN % 2, np.eye(4, dtype=np.float32)[DRAWN % 4]],
+    ids=["three", "two", "several"],
+)
+def test_scores_of_rows_in_files_are_those_of_rows_in_memory(
+    labels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    graph = graph_of("dense", labels=labels, num_classes=classes)
+    partition(graph, 3, tmp_path / "parts", method="random")
+    write_run(tmp_path / "run", graph, parts=tmp_path / "parts")
+    in_memory, _ = evaluate(EvaluateConfig(run_dir=tmp_path / "run"))
+    before = set((tmp_path / "run").iterdir())
+    sizes: list[int] = []
+    monkeypatch.setattr(rooms, "free_memory", lambda: 0)
+    allocate = rooms.allocate
+    monkeypatch.setattr(
+        rooms, "allocate", lambda path, size: (sizes.append(size), allocate(path, size))
+    )
+    assert evaluate(EvaluateConfig(run_dir=tmp_path / "run"))[0] == in_memory
+    assert sizes[0] == graph.labels.nbytes
+    assert len(sizes) > 3  # and three layers
+    assert set((tmp_path / "run").iterdir()) == before
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, after: float) -> list[int]:
@@ -167,6 +205,22 @@ def test_finished_layers_are_not_computed_again(
     else:
         names = {path.name for path in (trained / name).iterdir()}
         assert names == {path.name for path in (trained / f"whole-{name}").iterdir()}
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_an_evaluation_goes_on_after_a_kill(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EvaluateConfig(run_dir=trained / "run")
+    whole, _ = evaluate(config)
+    monkeypatch.setattr(rooms, "free_memory", lambda: 0)
+    interrupted(monkeypatch, 2 * N)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config)
+    folder = trained / "run" / "evaluation" / "rows"
+    assert {each.name for each in folder.iterdir()} == {"owner.txt", "layer-1.json", "layer-1.rows"}
+    told = interrupted(monkeypatch, np.inf)
+    assert evaluate(config)[0] == whole
+    assert told[0] == 2 * N
+    assert not list((trained / "run" / "evaluation").iterdir())
 
 
 def cut(folder: Path, trained: Path) -> None:
@@ -230,19 +284,25 @@ def unbound() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("unbound")
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_too_small_a_limit_is_named_with_what_it_would_take(
-    trained: Path, capsys: pytest.CaptureFixture[str]
+    command: str, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["predict", "--run-dir", f"{trained}/run", "--output", f"{trained}/p.npz"]
+    options = [command, "--run-dir", f"{trained}/run"]
+    if command == "predict":
+        options += ["--output", f"{trained}/p.npz"]
+    before = set((trained / "run").iterdir())
     with pytest.raises(SystemExit) as ended:
         main([*options, "--memory", "1M"])
     assert ended.value.code == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "predicting, with all rows in files, takes" in said
+    (said,) = capsys.readouterr().err.splitlines()
+    doing = "predicting" if command == "predict" else "evaluating"
+    assert f"{doing}, with all rows in files, takes" in said
     (least,) = (int(number) for number in re.findall(r"give --memory (\d+)M or more", said))
     assert left_in(trained) == set()
     main([*options, "--memory", f"{least + 50}M"])
-    assert left_in(trained) == {"p.npz"}
+    assert left_in(trained) == ({"p.npz"} if command == "predict" else set())
+    assert set((trained / "run").iterdir()) == before
 
 
 def test_a_graph_several_times_larger_than_memory(tmp_path: Path) -> None:
