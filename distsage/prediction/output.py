@@ -190,7 +190,7 @@ def _note_of(part: int) -> str:
 
 
 def check_file(path: Path) -> None:
-    """See that one file can be written as `path`, before the work.
+    """See that one file can be written as `path`, before anything is read.
 
     Raises:
         UserError: it cannot.
@@ -201,14 +201,28 @@ def check_file(path: Path) -> None:
         raise UserError(f"--output {path}: there is no directory {path.parent}; make it first")
 
 
+def begin_file(path: Path) -> None:
+    """Remove what a process that was killed has left of `path`. Nobody else may be writing it.
+
+    Raises:
+        UserError: it cannot be removed.
+    """
+    with explain_write_errors(path, "--output"):
+        remove_half_written(path)
+
+
 def rows_folder(output: Path, *, is_file: bool) -> Path:
     """Where rows lie that do not fit into memory, until `output` is written."""
     return output.with_name(f".{output.name}.rows") if is_file else output / ROWS
 
 
 def write_file(path: Path, columns: Sequence[str], ids: Rows, values: Rows) -> None:
-    """Write ids `[N]` and values `[N, D]`: an .npz of the two, or a table of `columns`."""
-    with atomic_file(path) as stream:
+    """Write ids `[N]` and values `[N, D]`: an .npz of the two, or a table of `columns`.
+
+    Raises:
+        UserError: it cannot be written; an older file stays as it was.
+    """
+    with explain_write_errors(path, "--output"), atomic_file(path) as stream:
         if path.suffix == ".npz":
             with zipfile.ZipFile(stream, "w") as archive:
                 for name, array in (("ids", ids), ("values", values)):

@@ -57,13 +57,23 @@ class BoundedRooms(Rooms):
         require_memory(reserve, f"{self._doing}, with all rows in files,")
         self._reserve, self._about = reserve, about
 
+    def own(self) -> None:
+        """Make the folder now, and keep other processes out of it.
+
+        Raises:
+            UserError: it cannot be made, or belongs to a process that lives.
+        """
+        if self._lock is None:
+            self._made = [above for above in self._folder.parents if not above.exists()]
+            self._lock = own_directory(self._folder, self._doing, self._option)
+
     def scratch(self, name: str) -> Path:
         """An empty folder for other files that are not needed any more at the end.
 
         Raises:
             UserError: it cannot be made.
         """
-        self._own()
+        self.own()
         folder = self._folder / name
         with explain_write_errors(folder, self._option):
             shutil.rmtree(folder, ignore_errors=True)
@@ -78,7 +88,7 @@ class BoundedRooms(Rooms):
         """
         if self._fits(shape, dtype):
             return super().table(*shape, dtype=dtype)
-        self._own()
+        self.own()
         path = self._folder / f"table-{os.getpid()}"
         try:
             return self._mapped(path, shape, dtype, new=True)
@@ -93,7 +103,7 @@ class BoundedRooms(Rooms):
         """
         if self._about is None or self._fits((count, width), torch.float32):
             return self.table(count, width)
-        self._own()
+        self.own()
         self._mark(layer).unlink(missing_ok=True)
         self._on_disk.add(layer)
         return self._mapped(self._rows(layer), (count, width), torch.float32, new=True)
@@ -118,7 +128,7 @@ class BoundedRooms(Rooms):
         """
         if self._about is None or not self._folder.exists():
             return None
-        self._own()
+        self.own()
         last = None
         for layer in range(num_layers):
             if not self._mark(layer).exists():
@@ -155,11 +165,6 @@ class BoundedRooms(Rooms):
     def _fits(self, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
         size = math.prod(shape) * dtype.itemsize
         return size == 0 or size + self._reserve <= free_memory()
-
-    def _own(self) -> None:
-        if self._lock is None:
-            self._made = [above for above in self._folder.parents if not above.exists()]
-            self._lock = own_directory(self._folder, self._doing, self._option)
 
     def _mapped(
         self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, *, new: bool

@@ -29,6 +29,7 @@ from distsage.prediction.output import (
     WRITING_BYTES,
     MadeRows,
     OutputDirectory,
+    begin_file,
     check_file,
     rows_folder,
     write_file,
@@ -276,6 +277,9 @@ def write_predictions(config: PredictConfig) -> None:
         if not config.is_file and directory.is_whole():
             print(f"{config.output} is whole already")
             return
+        rooms.own()  # so that nobody else writes this output
+        if config.is_file:
+            begin_file(config.output)
         chosen = np.flatnonzero(choose(config.nodes, subject.ids, subject.mask))
         prepare(rooms, model, subject, WRITING_BYTES)
         rows = rows_of(model, subject, about["layer"], rooms)
@@ -292,12 +296,7 @@ def write_predictions(config: PredictConfig) -> None:
 
         if config.is_file:
             order = np.argsort(subject.ids[chosen], kind="stable")
-            try:
-                write_file(config.output, about["columns"], *written(chosen[order]))
-            except OSError as error:
-                raise UserError(
-                    f"cannot write --output {config.output}: {error.strerror}"
-                ) from error
+            write_file(config.output, about["columns"], *written(chosen[order]))
         else:
             directory.begin()
             bounds = np.searchsorted(chosen, subject.offsets)

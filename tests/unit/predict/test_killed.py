@@ -68,7 +68,7 @@ def calls_of(do: Callable[[], None], last: int | None = None) -> tuple[int, int]
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.glob("*")}
+    return {path.name: path.read_bytes() for path in directory.glob("*") if path.is_file()}
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +111,26 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(
         predict(output)
         assert content(output) == whole, f"killed at call {moment} of {calls}"
     assert len(states) > WHILE_IT_WRITES // 2, "the moments are spread"
+
+
+def test_the_next_one_removes_what_a_killed_prediction_left_of_a_file(
+    run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "p.parquet"
+    predict = partial(write_predictions, PredictConfig(run_dir=run, output=output))
+    predict()
+    whole = output.read_bytes()
+    _, calls = calls_of(predict)
+    left = set()
+    for before_the_end in (15, 30, 60):
+        output.unlink()
+        calls_of(predict, last=calls - before_the_end)
+        left |= {path.suffix for path in tmp_path.iterdir()}
+        (tmp_path / ".other.parquet.7.tmp").touch()
+        predict()
+        assert {path.name for path in tmp_path.iterdir()} == {output.name, ".other.parquet.7.tmp"}
+        assert output.read_bytes() == whole
+    assert ".tmp" in left, "a moment is while it writes"
 
 
 def test_parts_that_are_written_are_not_written_again(run: Path, tmp_path: Path) -> None:

@@ -253,15 +253,19 @@ def test_layers_of_something_else_are_not_taken_up(
     np.testing.assert_array_equal(values(trained / "p.npz"), values(trained / "again.npz"))
 
 
-@pytest.mark.usefixtures("no_memory")
-def test_two_predictions_do_not_share_files(trained: Path) -> None:
-    config = PredictConfig(run_dir=trained / "run", output=trained / "p.npz")
-    with BoundedRooms(trained / ".p.npz.rows") as other:
-        other.table(3, 4)
+@pytest.mark.parametrize("name", ["p.npz", "out"])
+def test_two_predictions_do_not_share_an_output(name: str, trained: Path) -> None:
+    config = PredictConfig(run_dir=trained / "run", output=trained / name)
+    with BoundedRooms(rows_folder(config.output, is_file=config.is_file)) as other:
+        other.own()
+        if config.is_file:
+            (trained / f".{name}.7.tmp").write_bytes(b"what the other writes")
         with pytest.raises(UserError, match="belongs to a job that is running"):
             write_predictions(config)
+        if config.is_file:
+            assert (trained / f".{name}.7.tmp").exists()
     write_predictions(config)
-    assert left_in(trained) == {"p.npz"}
+    assert left_in(trained) == {name}
 
 
 @pytest.mark.usefixtures("no_memory")

@@ -1,6 +1,9 @@
 """A directory of predictions: whole, taken up after a kill, or not ours."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from distsage.errors import UserError
-from distsage.prediction.output import OutputDirectory
+from distsage.prediction.output import OutputDirectory, write_file
 from distsage.prediction.part_rows import rows_of_parts
 from distsage.prediction.selection import choose
 from distsage.train.collectives import Collectives
@@ -89,6 +92,44 @@ def test_a_full_disk_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match=r"No space left on device; make room .* another --output"):
         directory.write_part(1, IDS[2:], VALUES[2:])
     assert not list(directory.path.glob("*00001*")) + list(directory.path.glob(".*"))
+
+
+@contextmanager
+def room_for(num_bytes: int) -> Iterator[None]:
+    """No file of this process may grow beyond this: a write takes what fits, then fails."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+MANY_IDS = np.array([f"n{v}" for v in range(9000)])
+MANY_VALUES = np.random.default_rng(0).standard_normal((9000, 2), np.float32)
+NO_ROOM = "File too large; make room there, or name another --output$"
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "npy"])
+def test_the_kernel_says_why_a_part_is_not_written(file_format: str, tmp_path: Path) -> None:
+    directory = OutputDirectory(tmp_path / "out", {**ABOUT, "file_format": file_format})
+    directory.begin()
+    with (
+        room_for(2000),
+        pytest.raises(UserError, match=f"cannot write {directory.path}: {NO_ROOM}"),
+    ):
+        directory.write_part(0, MANY_IDS, MANY_VALUES)
+    assert [path.name for path in directory.path.iterdir()] == ["_started.json"]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
+def test_the_kernel_says_why_a_file_is_not_written(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"p{suffix}"
+    path.write_bytes(b"an older one")
+    with room_for(2000), pytest.raises(UserError, match=f"cannot write {path}: {NO_ROOM}"):
+        write_file(path, ABOUT["columns"], MANY_IDS, MANY_VALUES)
+    assert path.read_bytes() == b"an older one"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("kind", ["text", "npy"])
