@@ -17,7 +17,7 @@ import scipy.sparse
 
 from distsage.data.csc import csc_from_edges, sorting_bytes, symmetrise
 from distsage.data.dense import collect
-from distsage.data.encoding import Encoding, Fill, encode
+from distsage.data.encoding import Encoding, Fill, divides_rows, encode
 from distsage.data.graph import Graph
 from distsage.data.raw import DenseRows, RawGraph
 from distsage.data.validate import (
@@ -114,8 +114,7 @@ def load_graph(
         origin, masks, labels, split_index if shares is None else 0
     )
     standardise = feature_norm == "standard"
-    sparse = scipy.sparse.issparse(raw.features)
-    normalise = feature_norm == "row" or (feature_norm == "auto" and sparse)
+    normalise = divides_rows(feature_norm, is_sparse=scipy.sparse.issparse(raw.features))
     is_table = raw.feature_names is not None
     chunked = isinstance(raw.features, DenseRows)
     if chunked and not standardise and encoding is None and not is_table:

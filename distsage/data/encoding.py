@@ -122,6 +122,17 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
     return None if value is None else tuple(value)
 
 
+def divides_rows(feature_norm: str, *, is_sparse: bool) -> bool:
+    """Whether `--feature-norm` has each row of features divided by the sum of its absolute values.
+
+    Args:
+        feature_norm: the option's value.
+        is_sparse: whether the data store their features sparse. Of features that were read: they
+            are sparse, and have no encoding, since one-hot columns are made sparse only then.
+    """
+    return feature_norm == "row" or (feature_norm == "auto" and is_sparse)
+
+
 def disagreement(trained: Encoding | None, found: Encoding | None) -> str | None:
     """Why features that were encoded elsewhere are not those of a model; None if they are.
 

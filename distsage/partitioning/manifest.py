@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from distsage.data.encoding import Encoding
+from distsage.data.encoding import Encoding, divides_rows
 from distsage.data.graph import Task
 
 FORMAT_VERSION = 3
@@ -145,6 +145,15 @@ class Manifest:
         """How columns became features, where there is something to say of it."""
         value = self.configuration.get("encoding")
         return None if value is None else Encoding.from_json(value)
+
+    @property
+    def rows_divided(self) -> bool | None:
+        """Whether each row of features was divided by its sum; None where nobody has noted it."""
+        feature_norm = self.configuration.get("feature_norm")
+        if feature_norm is None:
+            return None
+        is_sparse = self.features.is_sparse and self.encoding is None
+        return divides_rows(feature_norm, is_sparse=is_sparse)
 
     @property
     def edge_cut(self) -> int:

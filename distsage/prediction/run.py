@@ -368,8 +368,12 @@ def load_graph_of(
     options = {
         option.name: reading.get(option.name, option.default) for option in fields(ReadingOptions)
     }
-    if options["feature_norm"] == "standard":
-        options["feature_norm"] = "none"  # the encoding has the run's numbers, if there are any
+    rows_divided = description.get("rows_divided")
+    if rows_divided is not None:
+        # Whether they are stored sparse or not this time. What was standardised, the encoding says.
+        options["feature_norm"] = "row" if rows_divided else "none"
+    elif options["feature_norm"] == "standard":
+        options["feature_norm"] = "none"
     if options["dataset_root"] is not None:
         options["dataset_root"] = Path(options["dataset_root"])
     graph = load_graph(

@@ -114,15 +114,23 @@ def encoding_of(description: Mapping[str, Any]) -> Encoding | None:
     return None if saved is None else Encoding.from_json(saved)
 
 
-def check_encoding(
-    run_dir: Path, description: Mapping[str, Any], parts: Path, found: Encoding | None
+def check_features(
+    run_dir: Path, description: Mapping[str, Any], parts: Path, found: Manifest
 ) -> None:
     """See that the features in some parts are those that the model takes.
 
     Raises:
         UserError: they became features in another way.
     """
-    difference = disagreement(encoding_of(description), found)
+    difference = disagreement(encoding_of(description), found.encoding)
+    ours, theirs = description.get("rows_divided"), found.rows_divided
+    if difference is None and None not in (ours, theirs) and ours != theirs:
+        difference = (
+            "the model takes rows that were divided by their sums (--feature-norm), and theirs "
+            "were not"
+            if ours
+            else "their rows were divided by their sums (--feature-norm), and the model's were not"
+        )
     if difference is not None:
         raise UserError(
             f"the features in the parts {parts} are not those of the model in {run_dir}: "
@@ -139,7 +147,7 @@ def open_parts(run_dir: Path, description: Mapping[str, Any], path: Path) -> Par
     """
     parts = Parts.open(path)
     check_fit(run_dir, description, parts.manifest)
-    check_encoding(run_dir, description, path, parts.manifest.encoding)
+    check_features(run_dir, description, path, parts.manifest)
     return parts
 
 

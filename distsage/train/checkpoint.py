@@ -41,6 +41,8 @@ class Origin:
         versions: of the packages that compute.
         config: every option.
         encoding: how columns became features (`Encoding.to_json`); None: there is nothing to say.
+        rows_divided: whether each row of features was divided by its sum (`--feature-norm`); None:
+            nobody has noted it.
     """
 
     command: str
@@ -55,6 +57,7 @@ class Origin:
     versions: Mapping[str, str]
     config: Mapping[str, Any]
     encoding: Mapping[str, Any] | None = None
+    rows_divided: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from distsage.config import IN_MEMORY, LocalConfig, ReadingOptions, job_name
+from distsage.data.encoding import divides_rows
 from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
 from distsage.features.choice import BatchCounts, InputChoice, choose_input_layer
@@ -340,7 +341,18 @@ def _origin_of(config: LocalConfig, device: torch.device, graph: Graph) -> Origi
         versions=versions(),
         config=plain(asdict(config)),
         encoding=None if graph.encoding is None else graph.encoding.to_json(),
+        rows_divided=_rows_divided(config, graph),
     )
+
+
+def _rows_divided(config: LocalConfig, graph: Graph) -> bool | None:
+    """Whether each row of features was divided by its sum; None for a graph in memory."""
+    if config.parts is not None:
+        return Parts.open(config.parts).manifest.rows_divided
+    if config.dataset == IN_MEMORY:
+        return None
+    is_sparse = not isinstance(graph.features, np.ndarray) and graph.encoding is None
+    return divides_rows(config.feature_norm, is_sparse=is_sparse)
 
 
 def checksum_of(graph: Graph) -> str:

@@ -208,6 +208,7 @@ def origin_of(job: Job[TrainConfig]) -> Origin:
         versions=versions(),
         config=plain(asdict(config)),
         encoding=None if manifest.encoding is None else manifest.encoding.to_json(),
+        rows_divided=manifest.rows_divided,
     )
 
 

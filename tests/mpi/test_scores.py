@@ -15,6 +15,7 @@ from jobs import distsage, mpirun, summary, train
 from distsage.config import EvaluateConfig
 from distsage.data.graph import Graph
 from distsage.prediction.scores import evaluate
+from distsage.train.run_directory import RunDirectory
 
 pytestmark = pytest.mark.mpi
 
@@ -143,3 +144,4 @@ def test_a_table_with_categories_by_its_parts_and_by_itself(tmp_path: Path) -> N
     scores, _ = evaluate(EvaluateConfig(run_dir=run_dir, dataset=str(dataset)))
     noted = summary(run_dir)
     assert scores == {mask: pytest.approx(noted[mask], abs=1e-4) for mask in MASKS}
+    assert RunDirectory(run_dir).load_model()[0]["rows_divided"] is False

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 
 from distsage.cli import main
 from distsage.config import EvaluateConfig, LocalConfig, PredictConfig, TrainConfig
@@ -16,6 +17,7 @@ from distsage.prediction.run import load_model, predict, write_predictions
 from distsage.prediction.scores import evaluate
 from distsage.train import local
 from distsage.train.run_directory import RunDirectory
+from distsage.train.tensor_file import read_tensors, write_tensors
 from tests.unit.data_files import write
 from tests.unit.predict.test_predict import layer
 from tests.unit.predict.test_tables import OPTIONS, values
@@ -67,6 +69,7 @@ def trained_on_parts(path: Path, parts: Path, local_run: Path) -> Path:
             "split_seed": manifest.configuration["seed"],
         },
         encoding=manifest.configuration["encoding"],
+        rows_divided=manifest.rows_divided,
     )
     RunDirectory.begin(path, config).save_model(saved, best_of(model))
     return path
@@ -222,3 +225,76 @@ def test_a_model_of_several_labels_and_a_graph_of_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=sentence):
         predict(load_model(tmp_path / "run"), graph)
     assert not (tmp_path / "p.npz").exists()
+
+
+def counted_words(path: Path, *, sparse: bool) -> str:
+    """A dataset whose rows of features have other sums."""
+    rng = np.random.default_rng(8)
+    counts = rng.integers(0, 4, (N, 6)).astype(np.float32)
+    ends, node = rng.integers(0, N, (2, 4 * N)), np.arange(N)
+    arrays = {"num_nodes": N, "edge_src": ends[0], "edge_dst": ends[1], "labels": node % 3}
+    arrays |= {"train_mask": node % 4 == 0, "val_mask": node % 4 == 1, "test_mask": node % 4 > 1}
+    if sparse:
+        matrix = scipy.sparse.csr_matrix(counts)
+        arrays |= {"feat_indptr": matrix.indptr, "feat_indices": matrix.indices}
+        arrays |= {"feat_shape": matrix.shape, "feat_data": matrix.data}
+    else:
+        arrays["features"] = counts
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def forget_the_norm(run_dir: Path) -> None:
+    """As runs were that are older."""
+    weights, description = read_tensors(run_dir / "model.safetensors")
+    del description["rows_divided"]
+    write_tensors(run_dir / "model.safetensors", weights, description)
+
+
+@pytest.mark.parametrize(
+    ("sparse", "same", "other", "sentence"),
+    [
+        (True, "row", "none", "divided by their sums (--feature-norm), and theirs were not"),
+        (False, "none", "row", "their rows were divided by their sums (--feature-norm), and the model"),
+    ],
+    ids=["sparse", "dense"],
+)
+def test_parts_of_another_feature_norm_are_refused(
+    sparse: bool,
+    same: str,
+    other: str,
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`auto` is either, by how features are stored."""
+    dataset = counted_words(tmp_path / "words.npz", sparse=sparse)
+    for norm in ("auto", same, other):
+        partition(dataset, tmp_path / norm, "--feature-norm", norm)
+    run = tmp_path / "run"
+    local.train(LocalConfig(parts=tmp_path / "auto", run_dir=run, **OPTIONS))
+    as_trained = values(run, tmp_path / "auto.npz")
+    np.testing.assert_array_equal(values(run, tmp_path / "same.npz", parts=tmp_path / same), as_trained)
+    output, parts = tmp_path / "out", tmp_path / other
+    for command, *words in (["predict", "--output", str(output)], ["evaluate"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            main([command, "--run-dir", str(run), "--parts", str(parts), *words])
+        said = capsys.readouterr().err
+        assert leaving.value.code == 2
+        assert sentence in said
+        assert said.count("\n") == 1
+    assert not output.exists()
+    with pytest.raises(UserError, match=r"divided by their sums \(--feature-norm\)"):
+        _job_config(PredictConfig(run_dir=run, output=output, parts=parts))
+    forget_the_norm(run)
+    assert (values(run, tmp_path / "other.npz", parts=parts) != as_trained).any()
+
+
+def test_a_dataset_that_is_stored_otherwise_becomes_the_same_features(tmp_path: Path) -> None:
+    dataset = counted_words(tmp_path / "words.npz", sparse=True)
+    local.train(LocalConfig(dataset=dataset, run_dir=tmp_path / "run", **OPTIONS))
+    dense = counted_words(tmp_path / "dense.npz", sparse=False)
+    expected = values(tmp_path / "run", tmp_path / "a.npz")
+    found = values(tmp_path / "run", tmp_path / "b.npz", dataset=dense)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
