@@ -9,6 +9,7 @@ import difflib
 import logging
 import os
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,7 @@ from distsage.data.validate import (
     draw_masks,
     parse_split,
     row_normalised,
+    take_masks,
 )
 from distsage.errors import UserError
 from distsage.limits import free_memory, require_memory
@@ -56,6 +58,7 @@ def load_graph(
     dataset_root: Path | None = None,
     seed: int = 0,
     encoding: Encoding | None = None,
+    only_masks: Collection[str] | None = None,
     scratch: Path | None = None,
 ) -> Graph:
     """Read, check and shape one graph.
@@ -83,6 +86,10 @@ def load_graph(
         seed: of the drawn masks and of the synthetic graph.
         encoding: a model's, to be applied instead of what `categorical`, `fill` and `standard`
             would learn from these data.
+        only_masks: of a graph to predict for: which masks are of use, such as `("test_mask",)`, or
+            none of them. Labels need not be there then; the other masks are left empty, and so is
+            one that the data do not have. None: of a graph to train on, which has labels and all
+            masks.
         scratch: an existing directory. Dense features that can be read in chunks are then never in
             memory as a whole: the graph has a memory map, of the file that they lie in or of one in
             this directory. Edges that memory does not hold are sorted there, too. Both are the
@@ -93,7 +100,9 @@ def load_graph(
         OSError: `scratch` cannot be written.
     """
     shares = None if split is None else parse_split(split)
-    raw = _read(dataset, dataset_root, seed, categorical, encoding, scratch)
+    raw = _read(
+        dataset, dataset_root, seed, categorical, encoding, scratch, labelled=only_masks is None
+    )
     origin = raw.origin
     for option, value in (("categorical", categorical), ("fill", fill)):
         if value is not None and raw.feature_names is None:
@@ -108,10 +117,16 @@ def load_graph(
     in_memory = scratch is None or sorting <= free_memory()
     if in_memory:
         require_memory(sorting, f"{origin}: sorting {len(raw.src):,} edges")
-    labels, num_classes = check_labels(origin, raw.labels, raw.num_nodes, raw.num_classes)
-    masks = raw.masks if shares is None else draw_masks(origin, labels, shares, seed)
-    train_mask, val_mask, test_mask = check_masks(
-        origin, masks, labels, split_index if shares is None else 0
+    labels, num_classes = check_labels(
+        origin, raw.labels, raw.num_nodes, raw.num_classes, required=only_masks is None
+    )
+    masks = raw.masks
+    if shares is not None and (only_masks is None or only_masks):
+        masks, split_index = draw_masks(origin, labels, shares, seed), 0
+    train_mask, val_mask, test_mask = (
+        check_masks(origin, masks, labels, split_index)
+        if only_masks is None
+        else take_masks(origin, masks, only_masks, raw.num_nodes, split_index)
     )
     standardise = feature_norm == "standard"
     normalise = divides_rows(feature_norm, is_sparse=scipy.sparse.issparse(raw.features))
@@ -200,6 +215,8 @@ def _read(
     categorical: str | None,
     encoding: Encoding | None,
     scratch: Path | None,
+    *,
+    labelled: bool,
 ) -> RawGraph:
     """Choose the loader."""
     name = _canonical(dataset)
@@ -226,14 +243,14 @@ def _read(
     from distsage.data.npz import is_array_directory, read_npz
 
     if path.suffix == ".npz" or is_array_directory(path):
-        return read_npz(path)
+        return read_npz(path, labelled=labelled)
     if path.is_dir():
         from distsage.data.tables import read_tables
 
-        return read_tables(path, categorical, encoding, scratch)
+        return read_tables(path, categorical, encoding, scratch, labelled=labelled)
     from distsage.data.dgl_file import read_dgl_file
 
-    return read_dgl_file(path)
+    return read_dgl_file(path, labelled=labelled)
 
 
 def _parse_synthetic(dataset: str, most: int) -> list[int]:

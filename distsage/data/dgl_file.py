@@ -35,11 +35,15 @@ _SPARE_BYTES = 1 << 30
 _MOST_LINE_BYTES = 1 << 20
 
 
-def read_dgl_file(path: Path) -> RawGraph:
+def read_dgl_file(path: Path, *, labelled: bool = True) -> RawGraph:
     """Read the one graph of a file that `dgl.save_graphs` wrote.
 
     Node data: `feat` or `features`; `label` or `labels`; `train_mask`, `val_mask` or `valid_mask`,
     and `test_mask`, all three or none.
+
+    Args:
+        path: of the file.
+        labelled: there have to be labels.
 
     Raises:
         UserError: unreadable, several graphs, several node or edge types, or node data missing.
@@ -74,7 +78,9 @@ def read_dgl_file(path: Path) -> RawGraph:
             "save one homogeneous graph"
         )
     src, dst = arrays.pop("src"), arrays.pop("dst")
-    return raw_graph(str(path), about["num_nodes"], src, dst, arrays, about["names"])
+    return raw_graph(
+        str(path), about["num_nodes"], src, dst, arrays, about["names"], labelled=labelled
+    )
 
 
 def raw_graph(
@@ -85,6 +91,8 @@ def raw_graph(
     data: dict[str, np.ndarray],
     names: Iterable[str],
     num_classes: int | None = None,
+    *,
+    labelled: bool = True,
 ) -> RawGraph:
     """Name the parts of a graph as DGL's users name node data.
 
@@ -96,6 +104,7 @@ def raw_graph(
         data: node data by name, `[N, ...]` each.
         names: of all node data that there are, for the message.
         num_classes: C, where it is known.
+        labelled: there have to be labels.
 
     Raises:
         UserError: no features or labels.
@@ -111,13 +120,14 @@ def raw_graph(
 
     if "valid_mask" in data:
         data["val_mask"] = data["valid_mask"]
+    has_labels = not data.keys().isdisjoint(_LABELS)
     return RawGraph(
         origin=origin,
         num_nodes=num_nodes,
         src=src,
         dst=dst,
         features=find(*_FEATURES),
-        labels=find(*_LABELS),
+        labels=find(*_LABELS) if labelled or has_labels else None,
         masks={name: data[name] for name in MASKS if name in data},
         num_classes=num_classes,
     )

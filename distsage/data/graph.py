@@ -48,9 +48,9 @@ class Graph:
         features: float32 `[N, F]`, C-contiguous, or a scipy CSR matrix of the same shape.
         labels: int64 `[N]` with -1 for "not labelled" (multiclass), or float32 `[N, C]` of zeros
             and ones (multilabel).
-        num_classes: C.
+        num_classes: C; 0 of a graph to predict for in which no node is labelled.
         train_mask, val_mask, test_mask: bool `[N]`, disjoint, none empty. Every node in a mask
-            is labelled.
+            is labelled. A graph to predict for promises nothing of them.
         original_ids: int64 `[N]` or an array of strings `[N]`: the names of the nodes in the data
             they come from; None means 0..N-1.
         encoding: how columns became features, where there is something to say of it.

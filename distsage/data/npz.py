@@ -39,19 +39,21 @@ def is_array_directory(path: Path) -> bool:
     return (path / "labels.npy").exists() or (path / "edge_src.npy").exists()
 
 
-def read_npz(path: Path) -> RawGraph:
+def read_npz(path: Path, *, labelled: bool = True) -> RawGraph:
     """Read the layout above.
 
     Edges and dense features stay in their file where they lie there unpacked.
 
     Args:
         path: of the file, or of the directory.
+        labelled: there have to be labels.
 
     Raises:
         UserError: unreadable, pickled objects inside, a key missing, or a broken CSR matrix.
     """
     arrays = _arrays_of_directory(path) if path.is_dir() else _arrays(path)
-    wanted = [*_GRAPH, *(_CSR if "feat_indptr" in arrays else ["features"])]
+    wanted = [key for key in _GRAPH if labelled or key != "labels"]
+    wanted += _CSR if "feat_indptr" in arrays else ["features"]
     missing = [key for key in wanted if key not in arrays]
     if missing:
         raise UserError(
@@ -63,7 +65,7 @@ def read_npz(path: Path) -> RawGraph:
         src=arrays["edge_src"],
         dst=arrays["edge_dst"],
         features=_csr(path, arrays) if "feat_indptr" in arrays else arrays["features"],
-        labels=arrays["labels"],
+        labels=arrays.get("labels"),
         masks={name: arrays[name] for name in MASKS if name in arrays},
         num_classes=(
             _positive(path, "num_classes", arrays["num_classes"], _MOST_CLASSES)

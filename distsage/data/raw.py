@@ -65,6 +65,7 @@ class RawGraph:
         features: `[N, F]`, dense, CSR, or dense rows yet to be read; any numeric dtype. Of a node
             table the dense columns, float32, NaN where a cell has no value.
         labels: `[N]` (classes; -1 or NaN for "not labelled") or `[N, C]` (zeros and ones).
+            None where there are none, and nobody has asked for them.
         masks: `train_mask`, `val_mask` and `test_mask`, as far as the data have them: `[N]`, or
             `[N, S]` with one column for each of S splits; booleans, or zeros and ones.
         num_classes: C where the data state it; None takes it from the labels.
@@ -79,7 +80,7 @@ class RawGraph:
     src: np.ndarray
     dst: np.ndarray
     features: "np.ndarray | scipy.sparse.csr_matrix | DenseRows"
-    labels: np.ndarray
+    labels: np.ndarray | None
     masks: Mapping[str, np.ndarray]
     num_classes: int | None = None
     original_ids: np.ndarray | None = None

@@ -63,6 +63,8 @@ def read_tables(
     categorical: str | None = None,
     given: Encoding | None = None,
     scratch: Path | None = None,
+    *,
+    labelled: bool = True,
 ) -> RawGraph:
     """Read the layout above.
 
@@ -71,6 +73,7 @@ def read_tables(
         categorical: category columns of the node table, with commas between.
         given: names the columns to take, instead of `categorical` and what is in the table.
         scratch: an existing directory, where the edges go; None keeps them in memory.
+        labelled: there has to be a column of labels.
 
     Raises:
         OSError: the disk is full.
@@ -85,7 +88,7 @@ def read_tables(
     labels = [name for name in nodes.names if re.fullmatch(r"label_[0-9]{1,9}", name)]
     if labels:
         labels.sort(key=lambda name: int(name.removeprefix("label_")))
-    else:
+    elif labelled or "label" in nodes.names:
         nodes.require("label")
         labels = ["label"]
     special = {"id", "split", *MASKS, *labels}
@@ -99,7 +102,6 @@ def read_tables(
             nodes.require(name)
     if not dense and not categories:
         raise UserError(f"{node_path} has no feature column beside {shown(', '.join(nodes.names))}")
-    label_matrix = _matrix(nodes.read(dict.fromkeys(labels, pa.float64())), labels, np.float64)
     return RawGraph(
         origin=str(directory),
         num_nodes=len(ids),
@@ -110,7 +112,7 @@ def read_tables(
         )
         if dense
         else np.empty((len(ids), 0), np.float32),
-        labels=label_matrix[:, 0] if labels == ["label"] else label_matrix,
+        labels=_labels(nodes, labels),
         masks=_masks(nodes),
         original_ids=_original_ids(str(directory), ids),
         feature_names=tuple(dense),
@@ -511,6 +513,14 @@ def _matrix(
         for position, name in enumerate(names):
             matrix[:, position] = columns[name].to_numpy(zero_copy_only=False)
     return matrix
+
+
+def _labels(nodes: _Table, names: list[str]) -> np.ndarray | None:
+    """float64 `[N]` of the column `label`, `[N, C]` of others; None without a column."""
+    if not names:
+        return None
+    matrix = _matrix(nodes.read(dict.fromkeys(names, pa.float64())), names, np.float64)
+    return matrix[:, 0] if names == ["label"] else matrix
 
 
 def _masks(nodes: _Table) -> dict[str, np.ndarray]:

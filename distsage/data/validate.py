@@ -3,7 +3,7 @@
 Runs on the login host and in the local run. Needs numpy and scipy only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -155,22 +155,31 @@ def _check_csr(origin: str, matrix: scipy.sparse.csr_matrix) -> None:
 
 
 def check_labels(
-    origin: str, labels: np.ndarray, num_nodes: int, num_classes: int | None
+    origin: str,
+    labels: np.ndarray | None,
+    num_nodes: int,
+    num_classes: int | None,
+    *,
+    required: bool = True,
 ) -> tuple[np.ndarray, int]:
     """The labels as Graph has them, and the number of classes.
 
     Args:
         origin: what the message calls the data.
-        labels: `[N]` or `[N, 1]` classes, or `[N, C]` zeros and ones.
+        labels: `[N]` or `[N, 1]` classes, or `[N, C]` zeros and ones; None where there are none.
         num_nodes: N.
         num_classes: C as the data state it, or None.
+        required: some node has to be labelled.
 
     Returns:
-        int64 `[N]` with -1 for "not labelled", or float32 `[N, C]`; and C.
+        int64 `[N]` with -1 for "not labelled", or float32 `[N, C]`; and C, 0 where no node is
+        labelled.
 
     Raises:
         UserError: wrong length, labels that are no classes, negative or out of range.
     """
+    if labels is None:
+        return np.full(num_nodes, -1), 0
     if labels.ndim not in (1, 2) or labels.dtype.kind not in "fiub":
         raise UserError(
             f"{origin}: the labels are {_shape(labels)}; they have to be one class number per "
@@ -214,6 +223,8 @@ def check_labels(
         )
     labels = labels.astype(np.int64)
     classes = np.unique(labels[labels >= 0])
+    if not len(classes) and not required:
+        return labels, 0
     if not len(classes):
         raise UserError(f"{origin}: no node is labelled")
     if num_classes is None:
@@ -275,6 +286,33 @@ def check_masks(
                 f"{origin}: {name} and {other} overlap: {both.sum()} nodes are in both, the first "
                 f"is row {np.flatnonzero(both)[0]}"
             )
+    return train, val, test
+
+
+def take_masks(
+    origin: str,
+    masks: Mapping[str, np.ndarray],
+    wanted: Collection[str],
+    num_nodes: int,
+    split_index: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Train, val and test masks, bool `[N]` each; empty where not wanted, or where there is none.
+
+    Args:
+        origin, masks, split_index: as for `check_masks`.
+        wanted: names out of MASKS.
+        num_nodes: N.
+
+    Raises:
+        UserError: one has another length, or is no mask.
+    """
+    empty = np.zeros(num_nodes, bool)
+    taken = {
+        name: _check_mask(origin, name, mask, num_nodes, split_index)
+        for name, mask in masks.items()
+        if name in wanted
+    }
+    train, val, test = (taken.get(name, empty) for name in MASKS)
     return train, val, test
 
 

@@ -4,7 +4,7 @@ Imports DGL only where a dataset lies in DGL's files.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distsage.config import ModelOptions, PredictConfig, ReadingOptions
+from distsage.config import NODES, ModelOptions, PredictConfig, ReadingOptions
 from distsage.data.graph import Graph, Topology
 from distsage.errors import UserError
 from distsage.features.matrix import feature_scales
@@ -270,8 +270,9 @@ def write_predictions(config: PredictConfig) -> None:
     model = load_model(config.run_dir)
     description = model.description
     trained.num_layers_of(config.run_dir, description, config.what, config.layer)
+    masks = [f"{config.nodes}_mask"] if config.nodes in NODES[1:] else []
     with BoundedRooms(rows_folder(config.output, is_file=config.is_file)) as rooms:
-        subject = load_graph_of(config, description, rooms)
+        subject = load_graph_of(config, description, rooms, masks)
         about = trained.about_predictions(config, description, subject.about)
         directory = OutputDirectory(config.output, about)
         if not config.is_file and directory.is_whole():
@@ -281,6 +282,11 @@ def write_predictions(config: PredictConfig) -> None:
         if config.is_file:
             begin_file(config.output)
         chosen = np.flatnonzero(choose(config.nodes, subject.ids, subject.mask))
+        if not len(chosen):
+            raise UserError(
+                f"the graph {subject.name} has no {config.nodes} nodes; predict for all of its "
+                "nodes, or name some by their original ids in a file, with --nodes"
+            )
         prepare(rooms, model, subject, WRITING_BYTES)
         rows = rows_of(model, subject, about["layer"], rooms)
 
@@ -335,7 +341,10 @@ def to_write(
 
 
 def load_graph_of(
-    config: ModelOptions, description: Mapping[str, Any], rooms: BoundedRooms
+    config: ModelOptions,
+    description: Mapping[str, Any],
+    rooms: BoundedRooms,
+    only_masks: Collection[str] | None = None,
 ) -> Subject:
     """The graph that the run was trained on, or one like it, read as the run read it.
 
@@ -344,6 +353,7 @@ def load_graph_of(
             bound on memory, what of a dataset need not be in memory is not.
         description: what the run's model file says beside the weights.
         rooms: where that is put then.
+        only_masks: as for `load_graph`.
 
     Raises:
         UserError: it is not to be found, cannot be read, or does not fit the model.
@@ -381,6 +391,7 @@ def load_graph_of(
         **options,
         seed=reading.get("split_seed", saved["seed"]),
         encoding=trained.encoding_of(description),
+        only_masks=only_masks,
         scratch=None if config.memory is None else rooms.scratch("dataset"),
     )
     trained.check_fit(config.run_dir, description, graph)

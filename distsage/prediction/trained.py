@@ -83,11 +83,12 @@ def check_fit(run_dir: Path, description: Mapping[str, Any], graph: Graph | Mani
 
     Raises:
         UserError: its nodes have several labels instead of one, or it has other numbers of features
-            or classes.
+            or classes, where some node is labelled.
     """
     name = graph.graph_name if isinstance(graph, Manifest) else graph.name
     same = "name the graph that it was trained on, or one like it"
-    if description["task"] != graph.task:
+    is_labelled = graph.num_classes > 0
+    if is_labelled and description["task"] != graph.task:
         ours, theirs = (
             "several labels per node" if task == "multilabel" else "one label per node"
             for task in (description["task"], graph.task)
@@ -99,7 +100,7 @@ def check_fit(run_dir: Path, description: Mapping[str, Any], graph: Graph | Mani
     shape = description["model"]
     for counted, trained, found in (
         ("features", shape["in_features"], graph.num_features),
-        ("classes", shape["num_classes"], graph.num_classes),
+        *([("classes", shape["num_classes"], graph.num_classes)] if is_labelled else []),
     ):
         if trained != found:
             raise UserError(

@@ -11,7 +11,9 @@ import pytest
 import scipy.sparse
 
 from distsage.data.datasets import graph_name, load_graph
+from distsage.data.dgl_file import raw_graph
 from distsage.data.npy import save_array
+from distsage.errors import UserError
 from tests.unit.data_files import DST, NUM_NODES, SRC, small_arrays, tables, write
 
 # The README beside the files: nodes, directed edges, features, classes.
@@ -189,6 +191,16 @@ def test_a_dgl_file_is_read_as_it_is(tmp_path, suffix, names):
     graph = load_graph(str(tmp_path / f"mine{suffix}"))
     check_small(graph)
     assert graph.name == "mine"
+
+
+def test_labels_of_dgl_graphs_may_be_left_out_where_nobody_needs_them() -> None:
+    data = {"feat": small_arrays()["features"]}
+    graph = NUM_NODES, SRC, DST, data, ["feat"]
+    assert raw_graph("g", *graph, labelled=False).labels is None
+    with pytest.raises(UserError, match="g has no node data label or labels; it has feat"):
+        raw_graph("g", *graph)
+    data["label"] = small_arrays()["labels"]
+    assert raw_graph("g", *graph, labelled=False).labels is data["label"]
 
 
 # --- tables

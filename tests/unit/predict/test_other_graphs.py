@@ -225,6 +225,9 @@ def test_a_model_of_several_labels_and_a_graph_of_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=sentence):
         predict(load_model(tmp_path / "run"), graph)
     assert not (tmp_path / "p.npz").exists()
+    bare = write(tmp_path / "bare", edges, nodes.drop(columns="label"))
+    found = values(tmp_path / "run", tmp_path / "bare.npz", dataset=bare)
+    np.testing.assert_array_equal(found, values(tmp_path / "run", tmp_path / "own.npz"))
 
 
 def counted_words(path: Path, *, sparse: bool) -> str:
@@ -255,7 +258,12 @@ def forget_the_norm(run_dir: Path) -> None:
     ("sparse", "same", "other", "sentence"),
     [
         (True, "row", "none", "divided by their sums (--feature-norm), and theirs were not"),
-        (False, "none", "row", "their rows were divided by their sums (--feature-norm), and the model"),
+        (
+            False,
+            "none",
+            "row",
+            "their rows were divided by their sums (--feature-norm), and the model",
+        ),
     ],
     ids=["sparse", "dense"],
 )
@@ -274,7 +282,9 @@ def test_parts_of_another_feature_norm_are_refused(
     run = tmp_path / "run"
     local.train(LocalConfig(parts=tmp_path / "auto", run_dir=run, **OPTIONS))
     as_trained = values(run, tmp_path / "auto.npz")
-    np.testing.assert_array_equal(values(run, tmp_path / "same.npz", parts=tmp_path / same), as_trained)
+    np.testing.assert_array_equal(
+        values(run, tmp_path / "same.npz", parts=tmp_path / same), as_trained
+    )
     output, parts = tmp_path / "out", tmp_path / other
     for command, *words in (["predict", "--output", str(output)], ["evaluate"]):
         capsys.readouterr()
@@ -298,3 +308,70 @@ def test_a_dataset_that_is_stored_otherwise_becomes_the_same_features(tmp_path: 
     expected = values(tmp_path / "run", tmp_path / "a.npz")
     found = values(tmp_path / "run", tmp_path / "b.npz", dataset=dense)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one sentence that a command ends with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as leaving:
+        main([str(word) for word in words])
+    assert leaving.value.code == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    return sentence
+
+
+@pytest.mark.parametrize("labels", ["no column", "empty"])
+def test_tables_without_labels(
+    labels: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run whose masks were drawn."""
+    edges, nodes = town()
+    nodes = nodes.drop(columns="label") if labels == "no column" else nodes.assign(label=None)
+    bare = write(tmp_path / "town", edges, nodes)
+    run = trained / "local"
+    expected = values(run, tmp_path / "a.npz")
+    np.testing.assert_array_equal(values(run, tmp_path / "b.npz", dataset=bare), expected)
+    where = ["--run-dir", run, "--dataset", bare]
+    output = tmp_path / "out"
+    sentence = refusal(capsys, "predict", *where, "--output", output, "--nodes", "val")
+    assert "0 labelled nodes are too few for a split of 0.5/0.2/0.3" in sentence
+    sentence = refusal(capsys, "evaluate", *where)
+    assert ("has no column 'label'" if labels == "no column" else "no node is labelled") in sentence
+    assert not output.exists()
+
+
+def test_arrays_without_labels_and_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one file, or in a directory with a file for each."""
+    dataset, run = counted_words(tmp_path / "words.npz", sparse=False), tmp_path / "run"
+    local.train(LocalConfig(dataset=dataset, run_dir=run, **OPTIONS))
+    expected = values(run, tmp_path / "all.npz")
+    with np.load(dataset) as loaded:
+        arrays = {key: loaded[key] for key in loaded.files}
+    test = arrays["test_mask"]
+    for key in ("labels", "train_mask", "val_mask"):
+        del arrays[key]
+    np.savez(tmp_path / "partly.npz", **arrays)
+    partly = {"dataset": str(tmp_path / "partly.npz")}
+    found = values(run, tmp_path / "test.npz", nodes="test", **partly)
+    np.testing.assert_array_equal(found, expected[test])
+    del arrays["test_mask"]
+    (tmp_path / "bare").mkdir()
+    for key, array in arrays.items():
+        np.save(tmp_path / "bare" / f"{key}.npy", array)
+    bare = {"dataset": str(tmp_path / "bare")}
+    np.testing.assert_array_equal(values(run, tmp_path / "bare.npz", **bare), expected)
+    (tmp_path / "ids.txt").write_text("7\n3\n")
+    found = values(run, tmp_path / "two.npz", nodes=str(tmp_path / "ids.txt"), **bare)
+    np.testing.assert_array_equal(found, expected[[3, 7]])
+
+    where = ["--run-dir", run, "--dataset", tmp_path / "bare"]
+    output = tmp_path / "out"
+    for path in (output, output.with_suffix(".csv")):
+        sentence = refusal(capsys, "predict", *where, "--output", path, "--nodes", "test")
+        assert "the graph bare has no test nodes; predict for all of its nodes, or" in sentence
+    assert "has no labels; its keys are" in refusal(capsys, "evaluate", *where)
+    assert not list(tmp_path.glob("*out*"))
+    graph = load_graph(str(tmp_path / "bare"), only_masks=())
+    np.testing.assert_array_equal(predict(load_model(run), graph), expected)
