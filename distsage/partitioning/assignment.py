@@ -97,7 +97,8 @@ def assigner(
     """A function from a seed to an assignment; the same arguments give the same one.
 
     The function returns int32 `[N]`, in [0, num_parts), in which no part is empty. It blocks until
-    the assignment is there. It raises RuntimeError when KaMinPar or METIS failed.
+    the assignment is there. It raises UserError when KaMinPar or METIS was killed, and RuntimeError
+    when it failed otherwise.
 
     Args:
         graph: what to split; its topology sorted within each node.

@@ -8,17 +8,27 @@ from pathlib import Path
 
 import numpy as np
 
-from distsage.partitioning.own_process import run_partitioner
+from distsage.partitioning.own_process import num_directed_edges, run_partitioner
 
 # No part may have more than this share of nodes above the mean.
 IMBALANCE = 0.03
-# The graph is held as it is up to so many edges in both directions, and compressed above.
-_MOST_PLAIN_EDGES = 1 << 26
+MOST_PLAIN_EDGES = 1 << 26
+"""The graph is held as it is up to so many edges in both directions, and compressed above."""
+# What its process takes, pages of the graph's file not counted.
+_BYTES = 64 << 20
+_BYTES_PER_EDGE = {"jet": 12, "terapart": 7}  # per undirected edge and direction
+_BYTES_PER_NODE = 60
 
 
 def context_for(num_edges: int) -> str:
     """KaMinPar's name for the settings that fit a graph of so many edges in both directions."""
-    return "jet" if num_edges <= _MOST_PLAIN_EDGES else "terapart"
+    return "jet" if num_edges <= MOST_PLAIN_EDGES else "terapart"
+
+
+def memory_needed(num_nodes: int, num_edges: int) -> int:
+    """Bytes that KaMinPar's process takes at its peak, about; edges count in both directions."""
+    per_edge = _BYTES_PER_EDGE[context_for(num_edges)]
+    return _BYTES + per_edge * num_edges + _BYTES_PER_NODE * num_nodes
 
 
 def run_kaminpar(
@@ -38,13 +48,17 @@ def run_kaminpar(
 
     Raises:
         OSError: the disk is full.
+        UserError: KaMinPar was killed, most likely for its memory.
         RuntimeError: KaMinPar failed.
     """
     return run_partitioner(
         "KaMinPar",
         "distsage.partitioning.kaminpar",
-        [str(undirected), str(num_parts), str(seed)],
+        undirected,
+        [str(num_parts), str(seed)],
         num_nodes=num_nodes,
+        memory_needed=memory_needed,
+        otherwise="let --part-method be random, which takes none",
         scratch=scratch,
         environment={},
     )
@@ -54,8 +68,7 @@ def main(result: Path, undirected: Path, num_parts: int, seed: int) -> None:
     """The KaMinPar process: fills the file `result`."""
     import kaminpar
 
-    num_edges = int(np.fromfile(undirected, np.uint64, 3)[2])
-    context = context_for(num_edges)
+    context = context_for(num_directed_edges(undirected))
     kaminpar.reseed(seed % (1 << 31))  # a C int
     # Before the graph is loaded, since it bounds the threads of that, too.
     solver = kaminpar.KaMinPar(1, kaminpar.context_by_name(context))

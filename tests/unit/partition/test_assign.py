@@ -1,10 +1,16 @@
 """Which part each node goes to."""
 
+import re
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
+from distsage.cli import main
 from distsage.config import PartMethod
 from distsage.data.graph import Graph
 from distsage.errors import UserError
@@ -132,6 +138,42 @@ def test_a_crash_is_an_exception(
     monkeypatch.setattr(own_process.sys, "executable", str(killed))
     with pytest.raises(RuntimeError, match=f"{name} was ended by SIGFPE"):
         assign(ring(10), 2, tmp_path, method)
+
+
+def kill_child(module: str) -> None:
+    """Kill the first child of this process that runs a module; blocks until there is one."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                if module in child.cmdline():
+                    child.kill()
+                    return
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "remedy"),
+    [
+        ("kaminpar", "KaMinPar", "let --part-method be random"),
+        ("metis", "METIS", "let KaMinPar assign"),
+    ],
+)
+def test_a_partitioner_that_is_killed_is_one_sentence(
+    method: str, name: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the kernel kills what takes more memory than there is."""
+    words = ["--dataset", "synthetic:300:20", "--num-parts", "2", "--part-method", method]
+    killer = threading.Thread(target=kill_child, args=(f"distsage.partitioning.{method}",))
+    killer.start()
+    with pytest.raises(SystemExit) as ended:
+        main(["partition", *words, "--output", str(tmp_path / "parts")])
+    killer.join()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"distsage: {name} was killed (SIGKILL), most likely because memory ran")
+    assert re.search(rf"it takes about [0-9.]+ MiB .* give the job more memory, or {remedy}", said)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
