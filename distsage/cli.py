@@ -176,16 +176,17 @@ def _partition(arguments: Sequence[str]) -> None:
 def _lead_partition(config: PartitionConfig, hosts_of: "Callable[[Path], Hosts | None]") -> None:
     """Partition, with the hosts that `hosts_of` gives for the folder of the stages."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    from distsage.data.datasets import graph_name, load_graph
+    from distsage.data.datasets import graph_name, known_sizes, load_graph
     from distsage.files import explain_write_errors
     from distsage.limits import hold_to
+    from distsage.partitioning import estimate
     from distsage.partitioning.assignment import choose
     from distsage.partitioning.run import partition
     from distsage.partitioning.stages import origin_of, unfinished
 
     method = config.method_or_file
-    # `partition` asks too, but for a large graph that is much later.
-    choose(
+    # `partition` asks too, also for memory, but for a large graph that is much later.
+    choice = choose(
         method,
         balance_train=config.balance_train,
         balance_edges=config.balance_edges,
@@ -195,6 +196,10 @@ def _lead_partition(config: PartitionConfig, hosts_of: "Callable[[Path], Hosts |
     output = config.output or Path("parts") / f"{graph_name(config.dataset)}-{config.num_parts}"
     if output.exists():
         raise UserError(f"{output} exists already; name another --output or remove it first")
+    sizes = None if config.force else known_sizes(config.dataset, undirected=config.undirected)
+    if sizes is not None:
+        num_trainers = config.num_parts * config.num_trainers_per_host
+        estimate.check_before_reading(sizes, choice.method, num_trainers)
     sources = [Path(config.dataset)] + ([method] if isinstance(method, Path) else [])
     origin = origin_of(sources, dataclasses.asdict(config))
     with explain_write_errors(output, "--output"), unfinished(output, origin) as stages:

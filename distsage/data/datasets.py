@@ -20,7 +20,7 @@ from distsage.data.csc import csc_from_edges, sorting_bytes, symmetrise
 from distsage.data.dense import collect
 from distsage.data.encoding import Encoding, Fill, divides_rows, encode
 from distsage.data.graph import Graph
-from distsage.data.raw import DenseRows, RawGraph
+from distsage.data.raw import DenseRows, RawGraph, Sizes
 from distsage.data.validate import (
     check_edges,
     check_features,
@@ -206,6 +206,44 @@ def _canonical(dataset: str) -> str:
 
 def _is_name(name: str) -> bool:
     return name in _OGB.values() or name in _BUILTIN or name.partition(":")[0] in _SYNTHETIC
+
+
+def known_sizes(dataset: str, *, undirected: bool = False) -> Sizes | None:
+    """What a name, or the headers of files, tell of a graph before it is read.
+
+    Args:
+        dataset: as for `load_graph`.
+        undirected: likewise.
+
+    Returns:
+        None where only reading tells, and where features are sparse.
+
+    Raises:
+        UserError: there is no such dataset.
+    """
+    name = _canonical(dataset)
+    if name.partition(":")[0] == "synthetic":
+        from distsage.data.synthetic import synthetic_sizes
+
+        return synthetic_sizes(*_parse_synthetic(dataset, 3))
+    if _is_name(name):
+        return None
+    path = Path(dataset).expanduser()
+    _check_path(dataset, path)
+    from distsage.data.npz import is_array_directory, npz_sizes
+
+    found = None
+    if path.suffix == ".npz" or is_array_directory(path):
+        found = npz_sizes(path)
+    elif path.is_dir():
+        from distsage.data.tables import table_sizes
+
+        found = table_sizes(path)
+    if found is None:
+        return None
+    num_nodes, num_edges, num_features = found
+    # Edges may be listed in both directions already, and those that are made undirected repeatedly.
+    return Sizes(num_nodes, num_features, 0 if undirected else num_edges, 2 * num_edges)
 
 
 def _read(

@@ -167,6 +167,17 @@ def map_rows(path: Path) -> DenseRows | np.ndarray:
     return DenseRows(array.shape, array.dtype, chunks, mapped=array)
 
 
+def array_shape(path: Path) -> tuple[int, ...]:
+    """The shape of the array in a `.npy` file.
+
+    Raises:
+        OSError: it cannot be read.
+        ArrayError: it is damaged, or no plain array.
+    """
+    with open(path, "rb") as stream:
+        return read_header(stream, path.stat().st_size).shape
+
+
 def save_array(path: Path, array: np.ndarray, rows: np.ndarray | None = None) -> None:
     """Write an array as `numpy.save` does, which forgets why it could not: a full disk, a quota.
 
@@ -248,6 +259,17 @@ class ArrayFile:
             while stream.read(_CHUNK_BYTES):
                 pass
         return array
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of one of the arrays, which is not read.
+
+        Raises:
+            ArrayError: there is none, it is damaged, or no plain array.
+        """
+        if key not in self.keys:
+            raise ArrayError(f"it has no {key}")
+        with self._opened(key) as (_, header):
+            return header.shape
 
     def rows(self, key: str) -> DenseRows | np.ndarray:
         """A matrix to be read in chunks; in memory where only that can be.

@@ -19,7 +19,14 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from distsage.data.npy import ArrayError, map_array, map_rows, open_arrays, read_array_file
+from distsage.data.npy import (
+    ArrayError,
+    array_shape,
+    map_array,
+    map_rows,
+    open_arrays,
+    read_array_file,
+)
 from distsage.data.raw import RawGraph
 from distsage.data.validate import MASKS
 from distsage.errors import UserError
@@ -73,6 +80,25 @@ def read_npz(path: Path, *, labelled: bool = True) -> RawGraph:
             else None
         ),
     )
+
+
+def npz_sizes(path: Path) -> tuple[int, int, int] | None:
+    """Nodes, listed edges and columns, from the headers of a file or directory of that layout.
+
+    None where features are sparse, and where headers do not tell: reading says what is wrong.
+    """
+    keys = ("features", "edge_src")
+    try:
+        if path.is_dir():
+            rows, edges = (array_shape(path / f"{key}.npy") for key in keys)
+        else:
+            with open_arrays(path) as file:
+                rows, edges = (file.shape(key) for key in keys)
+    except (OSError, ArrayError):
+        return None
+    if len(rows) != 2 or len(edges) != 1:
+        return None
+    return rows[0], edges[0], rows[1]
 
 
 def _arrays(path: Path) -> dict[str, Any]:

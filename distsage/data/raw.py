@@ -87,3 +87,19 @@ class RawGraph:
     one_way: bool = False
     feature_names: tuple[str, ...] | None = None
     categories: Mapping[str, CategoryColumn] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What can be told of a graph with dense features before it is read.
+
+    Attributes:
+        num_nodes: N.
+        num_features: F.
+        least_edges, most_edges: so many there are once each edge has its reverse.
+    """
+
+    num_nodes: int
+    num_features: int
+    least_edges: int
+    most_edges: int

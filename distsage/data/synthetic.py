@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import scipy.sparse
 
-from distsage.data.raw import DenseRows, RawGraph, rows_per_chunk
+from distsage.data.raw import DenseRows, RawGraph, Sizes, rows_per_chunk
 from distsage.data.validate import draw_masks
 from distsage.errors import UserError
 
+# Of a graph whose size is not asked for: nodes, their degree, columns.
+_NODES, _DEGREE, _COLUMNS = 24_000, 30.0, 100
 # Share of edges whose ends are drawn from the whole graph.
 _FAR = 0.18
 # Drawn edges per edge that stays: the others repeat one within their community.
@@ -41,9 +43,9 @@ _CHUNK = 1 << 22
 
 
 def make_synthetic(
-    num_nodes: int = 24_000,
-    average_degree: float = 30.0,
-    num_features: int = 100,
+    num_nodes: int = _NODES,
+    average_degree: float = _DEGREE,
+    num_features: int = _COLUMNS,
     *,
     num_classes: int = 16,
     seed: int = 0,
@@ -75,6 +77,13 @@ def make_synthetic(
         _SHARES,
         lambda rng, labels: _draw_features(rng, labels, num_features, num_classes),
     )
+
+
+def synthetic_sizes(
+    num_nodes: int = _NODES, average_degree: float = _DEGREE, num_features: int = _COLUMNS
+) -> Sizes:
+    """What `make_synthetic` gives for these arguments; some edges are repeated, and count once."""
+    return Sizes(num_nodes, num_features, 0, int(num_nodes * average_degree))
 
 
 def make_synthetic_onehot(

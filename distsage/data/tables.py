@@ -120,6 +120,28 @@ def read_tables(
     )
 
 
+def table_sizes(directory: Path) -> tuple[int, int, int] | None:
+    """Nodes, listed edges and columns of nodes, as the Parquet files of both tables state.
+
+    None where a table is none of Parquet, or is damaged: reading says what is wrong.
+
+    Raises:
+        UserError: a table is missing.
+    """
+    stated = []
+    for stem in ("nodes", "edges"):
+        path = _table_path(directory, stem)
+        files = _files_of(path) if path.is_dir() else [path]
+        if files[0].suffix != ".parquet":
+            return None
+        try:
+            stated.append([pa.parquet.read_metadata(file) for file in files])
+        except (OSError, pa.ArrowException):
+            return None
+    nodes, edges = (sum(file.num_rows for file in files) for files in stated)
+    return nodes, edges, stated[0][0].num_columns
+
+
 def _table_path(directory: Path, stem: str) -> Path:
     names = [stem + suffix for suffix in _SUFFIXES]
     found = [path for name in names if (path := directory / name).exists()]

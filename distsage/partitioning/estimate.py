@@ -6,22 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from distsage.data.graph import Graph, Topology
+from distsage.data.raw import Sizes
 from distsage.errors import UserError
 from distsage.limits import free_disk, free_memory, human_bytes, more_memory
-from distsage.partitioning.kaminpar import context_for
+from distsage.partitioning import kaminpar, metis
 from distsage.partitioning.storage import storage_of
 
-# Measured with DGL 1.1.3 on graphs of 6, 17 and 125 million edges (Linux, x86-64): the METIS
-# process peaked at 0.96, 1.13 and 5.79 GiB; these figures say 0.98, 1.20 and 5.88.
-_DGL_BYTES = 450 << 20  # a process that has imported DGL and torch
-_METIS_BYTES_PER_EDGE = 43  # per undirected edge and direction
-_METIS_BYTES_PER_NODE = 200
-# KaMinPar's process, pages of the graph's file not counted.
-_KAMINPAR_BYTES = 64 << 20
-_KAMINPAR_BYTES_PER_EDGE = {"jet": 12, "terapart": 7}
-_KAMINPAR_BYTES_PER_NODE = 60
+_PARTITIONERS = {"kaminpar": kaminpar.memory_needed, "metis": metis.memory_needed}
 _CHUNKS_BYTES = 100 << 20  # rows and edges on their way, at most
 _WRITING_BYTES_PER_NODE = 80
+# Of what a process has read, and of the packages that it read it with.
+_READING_LEAVES_BYTES = 100 << 20
 
 
 @dataclass(frozen=True)
@@ -70,24 +65,45 @@ def estimate(graph: Graph, num_parts: int, method: str, num_trainers_per_host: i
         + (8 if graph.original_ids is None else graph.original_ids.itemsize) * nodes
         + (index + 4) * halo  # cache ranking
     )  # fmt: skip
-    # Numbers of nodes, slots, bounds and probabilities; edges and dense rows pass in chunks, and
-    # sparse rows those of one part at a time.
-    chunks = min(_CHUNKS_BYTES, 30 * edges + rows + stock)
-    writing = _DGL_BYTES + chunks + copied + _WRITING_BYTES_PER_NODE * nodes
-    memory = writing
-    if method in ("kaminpar", "metis") and num_parts * num_trainers_per_host > 1:
+    both_directions = 0
+    if method in _PARTITIONERS:
         both_directions = int(edges * (2 - _symmetric_share(graph.topology)))
-        base, per_edge, per_node = (
-            (_DGL_BYTES, _METIS_BYTES_PER_EDGE, _METIS_BYTES_PER_NODE)
-            if method == "metis"
-            else (
-                _KAMINPAR_BYTES,
-                _KAMINPAR_BYTES_PER_EDGE[context_for(both_directions)],
-                _KAMINPAR_BYTES_PER_NODE,
-            )
+    num_trainers = num_parts * num_trainers_per_host
+    passing = 30 * edges + rows + stock
+    return Needs(_memory(nodes, both_directions, passing, copied, method, num_trainers), disk)
+
+
+def check_before_reading(sizes: Sizes, method: str, num_trainers: int) -> None:
+    """See that there is memory for what comes after reading a graph, before it is read.
+
+    A limit that is too small is then met once, and at once. Reading takes less than that, except
+    for long names of nodes, and for many labels per node.
+
+    Args:
+        sizes: of the graph.
+        method: of a `Choice`.
+        num_trainers: that the graph is split for.
+
+    Raises:
+        UserError: there is too little, whatever the graph's edges are; the message names what is
+            enough.
+    """
+    nodes = sizes.num_nodes
+    rows = 4 * sizes.num_features * nodes
+    # KaMinPar takes less again where it begins to compress.
+    plain = kaminpar.MOST_PLAIN_EDGES
+    possible = [sizes.least_edges, plain, plain + 1, sizes.most_edges]
+    needs = [
+        _memory(nodes, edges, 30 * edges + rows, 0, method, num_trainers)
+        for edges in np.clip(possible, sizes.least_edges, sizes.most_edges).tolist()
+    ]
+    free, most = free_memory(), max(needs)
+    if min(needs) > free:
+        raise UserError(
+            f"partitioning {nodes:,} nodes and up to {sizes.most_edges:,} edges expects to need "
+            f"about {human_bytes(most)} of memory (free: {human_bytes(free)}): too little memory; "
+            f"{more_memory(most + _READING_LEAVES_BYTES)}, or go on with --force"
         )
-        memory = max(base + per_edge * both_directions + per_node * nodes, writing)
-    return Needs(memory, disk)
 
 
 def check(needs: Needs, output: Path, *, force: bool) -> str:
@@ -126,6 +142,27 @@ def check(needs: Needs, output: Path, *, force: bool) -> str:
             f"{remedy}, or go on with --force"
         )
     return sentence
+
+
+def _memory(
+    nodes: int, both_directions: int, passing: int, copied: int, method: str, num_trainers: int
+) -> int:
+    """The larger of what the partitioner's process takes and what writing does.
+
+    Args:
+        nodes: N.
+        both_directions: edges, once each has its reverse.
+        passing: bytes of edges and rows, which pass in chunks.
+        copied: bytes of sparse rows, of which those of one part are in memory at a time.
+        method: of a `Choice`.
+        num_trainers: that the graph is split for.
+    """
+    # Numbers of nodes, slots, bounds and probabilities.
+    own = metis.DGL_BYTES + _WRITING_BYTES_PER_NODE * nodes
+    writing = own + min(_CHUNKS_BYTES, passing) + copied
+    if method not in _PARTITIONERS or num_trainers == 1:
+        return writing
+    return max(_PARTITIONERS[method](nodes, both_directions), writing)
 
 
 def _symmetric_share(topology: Topology, sample: int = 2000) -> float:

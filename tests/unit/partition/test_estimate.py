@@ -1,10 +1,13 @@
 """What partitioning says it needs, and when it refuses."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from distsage.data.graph import Graph
+from distsage.data.raw import Sizes
 from distsage.errors import UserError
 from distsage.partitioning import estimate
 from distsage.partitioning.estimate import Needs
@@ -73,3 +76,22 @@ def test_partition_refuses_and_force_goes_on(
     assert list(tmp_path.iterdir()) == []
     partition(ring(24), 2, tmp_path / "parts", method="random", force=True)
     assert (tmp_path / "parts" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("graph", [ring(500), communities(2, 200)])
+@pytest.mark.parametrize("method", ["kaminpar", "metis"])
+def test_before_reading_the_bounds_hold_what_is_expected_afterwards(
+    method: str, graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a ring no edge has its reverse, of communities all have."""
+    expected = estimate.estimate(graph, 4, method).memory
+    edges = graph.topology.num_edges
+    sizes = Sizes(graph.num_nodes, graph.num_features, edges, 2 * edges)
+    monkeypatch.setattr(estimate, "free_memory", lambda: expected)
+    estimate.check_before_reading(sizes, method, 4)
+    monkeypatch.setattr(estimate, "free_memory", lambda: 0)
+    monkeypatch.setattr(estimate, "more_memory", lambda need: f"give {need}")
+    with pytest.raises(UserError) as refused:
+        estimate.check_before_reading(sizes, method, 4)
+    (named,) = re.findall(r"give (\d+)", str(refused.value))
+    assert int(named) >= expected

@@ -13,8 +13,10 @@ import pytest
 
 from distsage.cli import main
 from distsage.config import parse_bytes
+from distsage.data import datasets
 from distsage.limits import hold_to
 from distsage.partitioning.parts import Parts
+from tests.unit.data_files import tables, write
 from tests.unit.memory_group import MemoryGroup
 
 ROWS, COLUMNS = 65_536, 256  # 64 MiB in float32
@@ -124,22 +126,28 @@ def run(*options: str) -> int:
 
 
 @pytest.mark.usefixtures("unbound")
-def test_too_small_a_limit_is_named_with_what_it_would_take(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_too_small_a_limit_is_named_once_with_what_all_stages_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--dataset", "synthetic:3000:20", "--output", str(tmp_path / "parts")]
-    assert run(*options, "--memory", "1M") == 2
-    reading = capsys.readouterr().err.splitlines()[-1]
-    assert "synthetic: sorting " in reading
-    least = [int(number) for number in re.findall(r"give --memory (\d+)M or more", reading)]
-    assert run(*options, "--memory", f"{least[0] + 20}M") == 2
-    writing = capsys.readouterr().err.splitlines()[-1]
-    assert "too little memory; give --memory" in writing
-    assert list(tmp_path.iterdir()) == []
-    least = [int(number) for number in re.findall(r"give --memory (\d+)M or more", writing)]
-    # What the imports of the attempt above took counts by now; some more are to come.
-    main(["partition", "--num-parts", "2", *options, "--memory", f"{least[0] + 200}M"])
-    assert Parts.open(tmp_path / "parts").num_parts == 2
+    """Before anything is read, wherever names or headers tell how large the graph is."""
+    packed = write_npz(tmp_path / "packed", np.ones((40, 3), np.float32))
+    (tmp_path / "arrays").mkdir()
+    with np.load(packed) as arrays:
+        for name in arrays:
+            np.save(tmp_path / "arrays" / f"{name}.npy", arrays[name])
+    parquet = write(tmp_path / "parquet", *tables(), ".parquet")
+    output = tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "_read", None)
+        for dataset in (packed, str(tmp_path / "arrays"), parquet, "synthetic:3000:20"):
+            options = ["--dataset", dataset, "--output", str(output)]
+            assert run(*options, "--memory", "1M") == 2
+            said = capsys.readouterr().err.splitlines()[-1]
+            assert ": too little memory; give --memory " in said
+    (least,) = (int(number) for number in re.findall(r"give --memory (\d+)M or more", said))
+    # What earlier tests have imported counts; some more is to come.
+    main(["partition", "--num-parts", "2", *options, "--memory", f"{least + 100}M"])
+    assert Parts.open(output).num_parts == 2
 
 
 @pytest.mark.parametrize("text", ["", "4", "0G", "-1G", "4GG", "four", "1e3G", "4 X"])
