@@ -209,3 +209,4 @@ def _engine(
             raise
         finally:
             connection.close()
+            pa.default_memory_pool().release_unused()  # Arrow would keep it for later

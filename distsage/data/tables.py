@@ -256,6 +256,8 @@ class _Table:
             except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
                 raise _TableError(file, error) from error
             self._lengths[file] = length
+        # Arrow would keep for later what it has no use for now.
+        pa.default_memory_pool().release_unused()
 
     def where(self, row: int) -> tuple[Path, int]:
         """The file of a row, and its place there; after the files before it were read."""
