@@ -44,7 +44,9 @@ def _run(read_config: Callable[[], Asked], watched: Watched) -> None:
     job = bring_up.start(world, config, watched, _job_directory(config.asked))
     if job.assignment.role == "server":
         from distsage.train import server_rank
+        from distsage.train.allocator import return_freed_memory
 
+        return_freed_memory()
         server_rank.serve_rows(job, watched)
     else:
         from distsage.prediction import trainer_rank
