@@ -53,8 +53,8 @@ def progress(
         shown: False says nothing, as on all ranks but one.
 
     Yields:
-        A function to be told how many units more are done; from one thread at a time. Where a unit
-        passes twice, each pass is half of it.
+        A function to be told how many units more are done, from any thread. Where a unit passes
+        twice, each pass is half of it.
     """
     if not shown:
         yield lambda count: None
@@ -69,9 +69,9 @@ def progress(
             delay=_BAR_AFTER_SECONDS,
             leave=False,
         ) as bar:
-            yield bar.update
+            yield _from_any_thread(bar.update)
     else:
-        yield _Lines(what, total, unit).advance
+        yield _from_any_thread(_Lines(what, total, unit).advance)
 
 
 @contextmanager
@@ -118,6 +118,16 @@ def elapsed(what: str, *, shown: bool = True) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def _from_any_thread(advance: Callable[[float], object]) -> Callable[[float], object]:
+    lock = threading.Lock()
+
+    def one_at_a_time(count: float) -> None:
+        with lock:
+            advance(count)
+
+    return one_at_a_time
 
 
 class _Lines:

@@ -27,6 +27,8 @@ def sorting_bytes(num_nodes: int, num_edges: int, both_directions: bool) -> int:
 def csc_from_edges(src: np.ndarray, dst: np.ndarray, num_nodes: int) -> Topology:
     """Sort edges by destination, then by source. Duplicates and self-loops stay.
 
+    Edges that are sorted already, such as those of another CSC, are copied.
+
     Args:
         src: integer `[E]`, ids in [0, num_nodes); may be a memory map, which is read in chunks.
         dst: integer `[E]`, likewise.
@@ -35,6 +37,11 @@ def csc_from_edges(src: np.ndarray, dst: np.ndarray, num_nodes: int) -> Topology
     assert len(src) == len(dst)
     assert not len(src) or min(src.min(), dst.min()) >= 0
     assert not len(src) or max(src.max(), dst.max()) < num_nodes
+    if _are_sorted(src, dst):
+        indptr = np.zeros(num_nodes + 1, np.int64)
+        for start in range(0, len(dst), _CHUNK):
+            _add_counts(_piece(dst, start), indptr)
+        return Topology(np.cumsum(indptr, out=indptr), src.astype(index_dtype(num_nodes)))
     # Out-edges first: `reverse` visits the sources in order, so its rows come out sorted.
     out_indptr = np.zeros(num_nodes + 1, np.int64)
     for start in range(0, len(src), _CHUNK):
@@ -45,6 +52,17 @@ def csc_from_edges(src: np.ndarray, dst: np.ndarray, num_nodes: int) -> Topology
     for start in range(0, len(src), _CHUNK):
         _scatter(_piece(src, start), _piece(dst, start), position, out_indices)
     return reverse(Topology(out_indptr, out_indices))
+
+
+def _are_sorted(src: np.ndarray, dst: np.ndarray) -> bool:
+    """Whether edges are in the order of their destinations, and of sources within each."""
+    last = -1, -1
+    for start in range(0, len(src), _CHUNK):
+        some = _piece(src, start), _piece(dst, start)
+        if not _ascend(*some, *last):
+            return False
+        last = int(some[0][-1]), int(some[1][-1])
+    return True
 
 
 def _piece(ids: np.ndarray, start: int) -> np.ndarray:
@@ -78,6 +96,16 @@ def symmetrise(topology: Topology) -> Topology:
     indices = np.empty(indptr[-1], reversed_.indices.dtype)
     _merge(*arrays, indptr, indices)
     return Topology(indptr, indices)
+
+
+@compiled
+def _ascend(src: np.ndarray, dst: np.ndarray, last_src: int, last_dst: int) -> bool:
+    """Whether edges that come after one from `last_src` to `last_dst` are sorted."""
+    for edge in range(len(dst)):
+        if dst[edge] < last_dst or (dst[edge] == last_dst and src[edge] < last_src):
+            return False
+        last_src, last_dst = src[edge], dst[edge]
+    return True
 
 
 @compiled

@@ -9,13 +9,17 @@ for a fixed share of another.
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 
 from distsage.limits import usable_cores
+
+Item = TypeVar("Item")
+T = TypeVar("T")
 
 
 def budget() -> int:
@@ -60,6 +64,29 @@ def share_rows(work: Callable[[int, int], None], count: int, step: int) -> None:
             work(begin, min(begin + step, count))
 
     share(claim_rows, -(-count // step))
+
+
+def each_in_threads(
+    work: Callable[[Item], T], items: Sequence[Item], most: int | None = None
+) -> list[T]:
+    """What `work` gives for each item, in their order; several threads take one item after another.
+
+    The threads end with this call, also after a failure, as soon as the items are done that they
+    have begun.
+
+    Args:
+        work: releases the GIL for most of its time.
+        items: any number.
+        most: of threads, as far as the budget goes; 1 is this thread.
+
+    Raises:
+        Exception: what `work` raised, for the first of several items.
+    """
+    threads = min(budget(), len(items), len(items) if most is None else most)
+    if threads <= 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))
 
 
 def piece(count: int, unit: int) -> int:

@@ -1,4 +1,4 @@
-"""The arrays in DGL's files of named arrays, without DGL. Runs wherever parts are read.
+"""The arrays in DGL's files of named arrays, without DGL. Runs wherever parts are written or read.
 
 DGL's reader holds a whole file in memory. Maps of it are pages that the system gives back.
 """
@@ -6,25 +6,38 @@ DGL's reader holds a whole file in memory. Maps of it are pages that the system 
 import math
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from distsage.data.npy import ArrayError
 
-ARRAY = struct.Struct("<QQiiiBBH")
-"""An array in DGL's files begins with the magic number, a reserved one, the device (type and
-number), the number of axes and the type (code, bits, lanes). The length of each axis follows, then
-the number of bytes, and the values."""
 COUNT = struct.Struct("<Q")
-MAGIC = 0xDD5E40F096B4A13F
-
 # A file of named arrays: the magic number, and twice how many there are. Before each is its name.
-_FILE_MAGIC = 0xDD5A9FBE3FA2443F
+FILE_MAGIC = 0xDD5A9FBE3FA2443F
+
 _FILE = struct.Struct("<QQQ")
+# An array begins with the magic number, a reserved one, the device (type and number), the number of
+# axes and the type (code, bits, lanes). The length of each axis follows, then the number of bytes,
+# and the values.
+_ARRAY = struct.Struct("<QQiiiBBH")
+_MAGIC = 0xDD5E40F096B4A13F
+_CPU = 1
 _MOST_NAME_BYTES, _MOST_AXES = 256, 8
+_CODES = {"i": 0, "u": 1, "f": 2}
 # By code and bits.
 _TYPES = {(0, 32): "<i4", (0, 64): "<i8", (1, 8): "<u1", (2, 32): "<f4"}
+
+
+def array_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """What stands before an array's values in DGL's files."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    code, bits = _CODES[dtype.kind], 8 * dtype.itemsize
+    return _ARRAY.pack(_MAGIC, 0, _CPU, 0, len(shape), code, bits, 1) + b"".join(
+        map(COUNT.pack, (*shape, num_bytes))
+    )
 
 
 def map_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -39,6 +52,23 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
         ArrayError: it is no such file, or is damaged.
         OSError: it cannot be read.
     """
+    return _arrays(
+        path, lambda stream, dtype, shape: np.memmap(stream, dtype, "r", stream.tell(), shape)
+    )
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """As `map_arrays`, but in memory."""
+    return _arrays(
+        path,
+        lambda stream, dtype, shape: np.fromfile(stream, dtype, math.prod(shape)).reshape(shape),
+    )
+
+
+def _arrays(
+    path: Path, values: Callable[[IO[bytes], str, tuple[int, ...]], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The arrays of a file; `values` is given the file where an array's values begin."""
     arrays = {}
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -50,13 +80,13 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
             return stream.read(count)
 
         magic, _, number = _FILE.unpack(take(_FILE.size))
-        if magic != _FILE_MAGIC:
+        if magic != FILE_MAGIC:
             raise ArrayError("it is no file of DGL's with named arrays")
         for _ in range(number):
             (length,) = COUNT.unpack(take(COUNT.size))
             name = take(min(length, _MOST_NAME_BYTES)).decode(errors="replace")
-            magic, _, _, _, axes, code, bits, lanes = ARRAY.unpack(take(ARRAY.size))
-            if magic != MAGIC or not 0 <= axes <= _MOST_AXES:
+            magic, _, _, _, axes, code, bits, lanes = _ARRAY.unpack(take(_ARRAY.size))
+            if magic != _MAGIC or not 0 <= axes <= _MOST_AXES:
                 raise ArrayError("it is damaged")
             *shape, num_bytes = struct.unpack(f"<{axes + 1}Q", take((axes + 1) * COUNT.size))
             begin = stream.tell()
@@ -66,9 +96,7 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
             if dtype is None or lanes != 1 or math.prod(shape) * bits != 8 * num_bytes:
                 raise ArrayError("it is damaged")
             arrays[name] = (
-                np.memmap(stream, dtype, "r", begin, tuple(shape))
-                if num_bytes
-                else np.empty(shape, dtype)
+                values(stream, dtype, tuple(shape)) if num_bytes else np.empty(shape, dtype)
             )
             stream.seek(begin + num_bytes)
     return arrays

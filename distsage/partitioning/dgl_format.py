@@ -1,8 +1,8 @@
-"""Parts on disk in the format of DGL 1.1.3's `partition_graph`. Runs on the login host and readers.
+"""Parts on disk in the format of DGL 1.1.3's `partition_graph`. Runs on the login host.
 
 DGL's own writer holds several int64 copies of the whole graph at once and reports an edge cut of 0.
-Here arrays are written some rows at a time, so that no part has to fit into memory. What is not
-rows DGL writes itself: a file without rows, which is taken apart and filled. What differs in the
+Here arrays are written some rows at a time, so that no part has to fit into memory, and DGL is not
+imported: that takes longer than writing a small graph, and more memory. What differs in the
 files: the local graph is stored as CSC, which loads faster than DGL's COO; it leaves out the edges
 *into* halo nodes, which nothing reads, since a node's in-edges are always asked of the part that
 owns it; and what DGL leaves undefined in a header is zero, so that equal parts have equal bytes.
@@ -10,35 +10,45 @@ owns it; and what DGL leaves undefined in a header is zero, so that equal parts 
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import dgl
 import numpy as np
-import torch
-from dgl.data.utils import load_tensors, save_tensors
 
-from distsage.partitioning.dgl_arrays import ARRAY, COUNT, MAGIC
-from distsage.partitioning.manifest import NODE_DATA, NODE_TYPE, dgl_config
+from distsage.kernels.compiled import compiled
+from distsage.partitioning.dgl_arrays import COUNT, FILE_MAGIC, array_header
+from distsage.partitioning.manifest import NODE_TYPE, dgl_config
 
-# A file of graphs begins with four numbers; the rest of this much is left as the stack had it.
+_ID = "_ID"
+"""What DGL calls the data with the ids of a part's nodes or edges in the whole graph."""
+# Columns of nodes in the order in which DGL's writer leaves them, that of a hash table.
+_COLUMNS = ("test_mask", "val_mask", "train_mask", "labels", "features")
+
+# A file of graphs begins with this magic number, its version, the kind of graphs and how many there
+# are. The rest of this much is undefined. Then come where the graphs begin, and labels.
+_GRAPHS = (0xDD2E4FF046B4A13F, 2, 2, 1)
 _GRAPHS_HEADER = 4096
-_DEFINED = 32
-# The arrays of a graph without types, before those of its edges.
-_METAGRAPH_ARRAYS = 6
+# Before a graph of typed nodes and edges, and what it is made of: the graph of its types, one graph
+# for each type of edges, and its matrix.
+_TYPED_GRAPH = 0xDD589FBE35224ABF
+_TYPES_GRAPH = 0xDD3C5FFE20046ABF
+_EDGES_GRAPH = 0xDD2E60F0F6B4A127
+_MATRIX = 0xDD6CD31205DFF127
+# The format in which a graph is stored, and those that it may take: CSC, and any.
+_FORMATS = (1 << 32 | 4, 1 << 32 | 7)
+_NOT_SORTED = b"\0"
 # Values that are handled together.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 
 
 class NodeData:
-    """A file with data of a part's nodes, whose rows are written in any order."""
+    """A file with data of a part's nodes, whose rows are written in any order, by any thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, places: Mapping[str, tuple[int, int]]) -> None:
         self._path = path
-        self._places: dict[str, tuple[int, int]] = {}
+        self._places = places
 
     @classmethod
     def create(
@@ -49,26 +59,28 @@ class NodeData:
         Args:
             path: to create.
             num_rows: n.
-            columns: by name, the type and the shape of a row. No bool, which DGL stores as uint8
-                anyway.
+            columns: by name, one of `_COLUMNS`, the type and the shape of a row. No bool, which DGL
+                stores as uint8 anyway.
 
         Raises:
             OSError: the disk is full.
         """
-        data = cls(path)
-        blank = {
-            f"{NODE_TYPE}/{name}": torch.from_numpy(np.empty((0, *shape), dtype))
-            for name, (dtype, shape) in columns.items()
-        }
-        template = _Template.of(lambda place: save_tensors(place, blank))
-        names = [name.removeprefix(f"{NODE_TYPE}/") for name in template.keys(blank)]
-        shapes = [(num_rows, *columns[name][1]) for name in names]
+        rows = [
+            _Rows(name, columns[name][0], (num_rows, *columns[name][1]))
+            for name in _COLUMNS
+            if name in columns
+        ]
+        assert len(rows) == len(columns)
+        content: list[bytes | _Rows] = [_words(FILE_MAGIC, len(rows), len(rows))]
+        for each in rows:
+            content += [_text(f"{NODE_TYPE}/{each.name}"), each]
         with open(path, "wb") as stream:
-            starts = template.write(stream.fileno(), shapes)
-        for name, start in zip(names, starts, strict=True):
-            dtype, shape = columns[name]
-            data._places[name] = (start, dtype.itemsize * int(np.prod(shape, dtype=np.int64)))
-        return data
+            starts = _lay_out(stream.fileno(), content)
+        row_bytes = {
+            each.name: each.dtype.itemsize * int(np.prod(each.shape[1:], dtype=np.int64))
+            for each in rows
+        }
+        return cls(path, {name: (starts[name], row_bytes[name]) for name in starts})
 
     @property
     def columns(self) -> Collection[str]:
@@ -84,7 +96,7 @@ class NodeData:
         start, row_bytes = self._places[name]
         assert rows.nbytes == row_bytes * len(rows)
         with open(self._path, "r+b", buffering=0) as stream:
-            _write_at(stream.fileno(), start + first * row_bytes, rows)
+            write_at(stream.fileno(), start + first * row_bytes, rows)
 
 
 def write_graph(
@@ -116,18 +128,14 @@ def write_graph(
     Raises:
         OSError: the disk is full.
     """
-    num_nodes, num_edges = int(offsets[-1]), len(sources)
+    num_edges = len(sources)
     low, high = int(offsets[part]), int(offsets[part + 1])
 
-    is_halo = np.zeros(num_nodes, bool)
+    slot = np.zeros(int(offsets[-1]), sources.dtype)
     for start, end in _ranges(num_edges):
-        is_halo[sources[start:end]] = True
-    is_halo[low:high] = False
-    halo_gid = np.flatnonzero(is_halo)
-    del is_halo
+        _mark_halo(sources[start:end], low, high, slot)
+    halo_gid = np.flatnonzero(slot)
     num_local = high - low + len(halo_gid)
-    slot = np.empty(num_nodes, np.int64)
-    slot[low:high] = np.arange(high - low)
     slot[halo_gid] = np.arange(high - low, num_local)
 
     def local_gid(start: int, end: int) -> np.ndarray:
@@ -142,45 +150,42 @@ def write_graph(
         own = indptr[start:end]
         return np.concatenate([own, np.full(end - start - len(own), num_edges)])  # none into halo
 
-    content: dict[str, tuple[int, Callable[[int, int], np.ndarray]]] = {
-        "indptr": (num_local + 1, bounds),
-        "indices": (num_edges, lambda start, end: slot[sources[start:end]]),
-        "edge ids": (0, np.arange),  # means: numbered as they stand
-        f"node {dgl.NID}": (num_local, local_gid),
-        "node inner_node": (
-            num_local,
-            lambda start, end: (np.arange(start, end) < high - low).astype(np.uint8),
-        ),
-        "node part_id": (num_local, owner),
-        f"edge {dgl.EID}": (
-            num_edges,
-            lambda start, end: np.arange(first_edge + start, first_edge + end),
-        ),
-        "edge inner_edge": (num_edges, lambda start, end: np.ones(end - start, np.uint8)),
+    def local_sources(start: int, end: int) -> np.ndarray:
+        local = np.empty(end - start, np.int64)
+        _number(sources[start:end], low, high, slot, local)
+        return local
+
+    values: dict[str, Callable[[int, int], np.ndarray]] = {
+        "indptr": bounds,
+        "indices": local_sources,
+        "edge ids": np.arange,  # there are none, which means: numbered as they stand
+        "node ids": local_gid,
+        "inner node": lambda start, end: (np.arange(start, end) < high - low).astype(np.uint8),
+        "part": owner,
+        "global edge ids": lambda start, end: np.arange(first_edge + start, first_edge + end),
+        "inner edge": lambda start, end: np.ones(end - start, np.uint8),
     }
-    template, names = _graph_template()
+    content = _graph(num_local, num_edges)
     with open(directory / "graph.dgl", "wb") as stream:
-        starts = template.with_nodes(num_local).write(
-            stream.fileno(), [(content[name][0],) for name in names]
-        )
-        for name, place in zip(names, starts, strict=True):
-            length, values = content[name]
-            for start, end in _ranges(length):
-                place = _write_at(stream.fileno(), place, values(start, end))
-                if name == "indices":
+        starts = _lay_out(stream.fileno(), content)
+        for rows in content:
+            if isinstance(rows, bytes):
+                continue
+            place = starts[rows.name]
+            for start, end in _ranges(rows.shape[0]):
+                place = write_at(stream.fileno(), place, values[rows.name](start, end))
+                if rows.name == "indices":
                     advance(end - start)
-    with open(directory / "edge_feat.dgl", "wb") as stream:
-        _Template.of(lambda place: save_tensors(place, {})).write(stream.fileno(), [])
+    (directory / "edge_feat.dgl").write_bytes(_words(FILE_MAGIC, 0, 0))
     return len(halo_gid)
 
 
-def _ranges(length: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, length, _CHUNK):
-        yield start, min(start + _CHUNK, length)
+def write_at(file: int, place: int, values: np.ndarray) -> int:
+    """Write the values' bytes from `place` on, and return where they end.
 
-
-def _write_at(file: int, place: int, values: np.ndarray) -> int:
-    """Write the values' bytes from `place` on, and return where they end."""
+    Raises:
+        OSError: the disk is full.
+    """
     rest = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     while rest:
         written = os.pwrite(file, rest, place)
@@ -188,113 +193,106 @@ def _write_at(file: int, place: int, values: np.ndarray) -> int:
     return place
 
 
+def _ranges(length: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, length, _CHUNK):
+        yield start, min(start + _CHUNK, length)
+
+
+@compiled
+def _mark_halo(sources: np.ndarray, low: int, high: int, mark: np.ndarray) -> None:
+    """Set the marks of those sources that are outside [low, high)."""
+    for edge in range(len(sources)):
+        source = sources[edge]
+        if source < low or source >= high:
+            mark[source] = 1
+
+
+@compiled
+def _number(
+    sources: np.ndarray, low: int, high: int, slot: np.ndarray, local: np.ndarray
+) -> None:
+    """Number sources from `low` on, and those outside [low, high) as `slot` says."""
+    for edge in range(len(sources)):
+        source = sources[edge]
+        local[edge] = source - low if low <= source < high else slot[source]
+
+
 @dataclass(frozen=True)
-class _Template:
-    """A file that DGL wrote of arrays without rows, taken apart.
+class _Rows:
+    """An array of a file, whose values are to come.
 
     Attributes:
-        pieces: the bytes before each array, and those after the last one.
-        headers: of the arrays whose rows are to come, as far as the first axis.
-        counts: (piece, place in it) of each number of nodes.
+        name: for us.
+        dtype: of its values.
+        shape: of all of it.
     """
 
-    pieces: tuple[bytes, ...]
-    headers: tuple[bytes, ...]
-    counts: tuple[tuple[int, int], ...] = ()
-
-    @classmethod
-    def of(cls, save: Callable[[str], object], fixed: int = 0) -> "_Template":
-        """What `save` writes to the path that it is given; the first `fixed` arrays stay as is."""
-        # In memory: a full disk, of which DGL says nothing, cannot cut it short.
-        file = os.memfd_create("template")
-        try:
-            save(f"/proc/self/fd/{file}")
-            content = os.pread(file, os.fstat(file).st_size, 0)
-        finally:
-            os.close(file)
-        pieces, headers = [], []
-        place = start = 0
-        while (found := content.find(COUNT.pack(MAGIC), place)) >= 0:
-            axes = ARRAY.unpack_from(content, found)[4]
-            lengths = found + ARRAY.size
-            (num_bytes,) = COUNT.unpack_from(content, lengths + axes * COUNT.size)
-            place = lengths + (axes + 1) * COUNT.size + num_bytes
-            if fixed > 0:
-                fixed -= 1
-                continue
-            pieces.append(content[start:found])
-            headers.append(content[found:lengths])
-            start = place
-        return cls((*pieces, content[start:]), tuple(headers))
-
-    def keys(self, names: Mapping[str, object]) -> list[str]:
-        """In the order of the file, the names that its arrays have."""
-        return [
-            next(name for name in names if piece.endswith(COUNT.pack(len(name)) + name.encode()))
-            for piece in self.pieces[:-1]
-        ]
-
-    def with_nodes(self, num_nodes: int) -> "_Template":
-        """For a graph of so many nodes."""
-        pieces = [bytearray(piece) for piece in self.pieces]
-        for piece, place in self.counts:
-            COUNT.pack_into(pieces[piece], place, num_nodes)
-        return replace(self, pieces=tuple(map(bytes, pieces)))
-
-    def write(self, file: int, shapes: Sequence[tuple[int, ...]]) -> list[int]:
-        """Write all but the arrays' values; return where those of each array start.
-
-        Raises:
-            OSError: the disk is full.
-        """
-        place, starts = 0, []
-        for piece, header, shape in zip(self.pieces, self.headers, shapes, strict=False):
-            bits = ARRAY.unpack(header)[6]
-            num_bytes = int(np.prod(shape, dtype=np.int64)) * bits // 8
-            numbers = b"".join(map(COUNT.pack, (*shape, num_bytes)))
-            start = _write_at(file, place, np.frombuffer(piece + header + numbers, np.uint8))
-            starts.append(start)
-            place = start + num_bytes
-        end = _write_at(file, place, np.frombuffer(self.pieces[-1], np.uint8))
-        os.truncate(file, end)
-        return starts
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
 
 
-@cache
-def _graph_template() -> tuple[_Template, list[str]]:
-    """Of a part's graph, and what its arrays are."""
-    templates = []
-    for num_nodes in (0, 1):
-        nothing = torch.empty(0, dtype=torch.int64)
-        indptr = torch.zeros(num_nodes + 1, dtype=torch.int64)
-        graph = dgl.graph(("csc", (indptr, nothing, nothing)), num_nodes=num_nodes)
-        graph.ndata["part_id"] = torch.zeros(num_nodes, dtype=torch.int64)
-        graph.ndata["inner_node"] = torch.zeros(num_nodes, dtype=torch.uint8)
-        graph.ndata[dgl.NID] = torch.zeros(num_nodes, dtype=torch.int64)
-        graph.edata["inner_edge"] = nothing.to(torch.uint8)
-        graph.edata[dgl.EID] = nothing
-        templates.append(
-            _Template.of(
-                partial(dgl.save_graphs, g_list=[graph], formats="csc"),
-                fixed=_METAGRAPH_ARRAYS,
-            )
-        )
-    # Where the two differ, the number of nodes stands.
-    none, one = templates
-    counts = tuple(
-        (index, place)
-        for index, (without, with_one) in enumerate(zip(none.pieces, one.pieces, strict=True))
-        for place in range(_GRAPHS_HEADER if index == 0 else 0, len(without))
-        if without[place] != with_one[place]
-    )
-    header = none.pieces[0][:_DEFINED].ljust(_GRAPHS_HEADER, b"\0")
-    pieces = (header + none.pieces[0][_GRAPHS_HEADER:], *none.pieces[1:])
-    assert len(counts) == 3, "DGL's files have another layout"
-    frames = _Template(pieces[3:], none.headers[3:]).keys(
-        dict.fromkeys(("part_id", dgl.NID, "inner_node", "inner_edge"))
-    )
-    names = [f"{kind} {key}" for kind, key in zip(["node"] * 3 + ["edge"] * 2, frames, strict=True)]
-    return _Template(pieces, none.headers, counts), ["indptr", "indices", "edge ids", *names]
+def _lay_out(file: int, content: Iterable[bytes | _Rows]) -> dict[str, int]:
+    """Write a file but for the arrays' values; return where those of each array start, by name.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    place, starts = 0, {}
+    for piece in content:
+        if isinstance(piece, bytes):
+            place = write_at(file, place, np.frombuffer(piece, np.uint8))
+            continue
+        header = array_header(piece.dtype, piece.shape)
+        starts[piece.name] = write_at(file, place, np.frombuffer(header, np.uint8))
+        count = int(np.prod(piece.shape, dtype=np.int64))
+        place = starts[piece.name] + piece.dtype.itemsize * count
+    os.truncate(file, place)
+    return starts
+
+
+def _graph(num_nodes: int, num_edges: int) -> list[bytes | _Rows]:
+    """The file of one graph with one type of nodes and one of edges."""
+
+    def rows(name: str, length: int, dtype: type = np.int64) -> _Rows:
+        return _Rows(name, np.dtype(dtype), (length,))
+
+    types = _words(_TYPES_GRAPH, _MATRIX, 1, 1)  # one edge between one node and itself
+    for values in ([0, 1], [0], [0]):
+        types += array_header(np.dtype(np.int64), (len(values),)) + _words(*values)
+    types += _NOT_SORTED
+    start = _GRAPHS_HEADER + 2 * COUNT.size
+    return [
+        _words(*_GRAPHS).ljust(_GRAPHS_HEADER, b"\0") + _words(start, 0),
+        _words(_TYPED_GRAPH) + types + _words(1),
+        _words(_EDGES_GRAPH, *_FORMATS) + types,
+        _words(_MATRIX, num_nodes, num_nodes),
+        rows("indptr", num_nodes + 1),
+        rows("indices", num_edges),
+        rows("edge ids", 0),
+        _NOT_SORTED + _words(1, num_nodes),
+        _words(1, 3) + _text(_ID),
+        rows("node ids", num_nodes),
+        _text("inner_node"),
+        rows("inner node", num_nodes, np.uint8),
+        _text("part_id"),
+        rows("part", num_nodes),
+        _words(1, 2) + _text(_ID),
+        rows("global edge ids", num_edges),
+        _text("inner_edge"),
+        rows("inner edge", num_edges, np.uint8),
+        _words(1) + _text("_N") + _words(1) + _text("_E"),
+        # Where each graph begins, and how long that list is, before and behind it.
+        _words(16, 1, start, 16),
+    ]
+
+
+def _words(*numbers: int) -> bytes:
+    return b"".join(map(COUNT.pack, numbers))
+
+
+def _text(text: str) -> bytes:
+    return _words(len(text)) + text.encode()
 
 
 def write_config(
@@ -315,9 +313,3 @@ def write_config(
         graph_name, part_method, ranges(node_offsets), ranges(edge_offsets), node_data
     )
     path.write_text(json.dumps(config, indent=4))
-
-
-def read_node_data(directory: Path) -> dict[str, np.ndarray]:
-    """The rows of a part's own nodes by name, `[n, ...]` each, in gid order."""
-    tensors = load_tensors(str(directory / NODE_DATA))
-    return {name.removeprefix(f"{NODE_TYPE}/"): rows.numpy() for name, rows in tensors.items()}

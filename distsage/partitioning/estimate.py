@@ -13,8 +13,11 @@ from distsage.partitioning import kaminpar, metis
 from distsage.partitioning.storage import storage_of
 
 _PARTITIONERS = {"kaminpar": kaminpar.memory_needed, "metis": metis.memory_needed}
-_CHUNKS_BYTES = 100 << 20  # rows and edges on their way, at most
-_WRITING_BYTES_PER_NODE = 80
+_LOADED_BYTES = 48 << 20  # what is still to be imported and compiled
+_CHUNKS_BYTES = 32 << 20  # rows and edges on their way in one thread, at most
+_WRITING_BYTES_PER_NODE = 80  # with one thread, which takes more of it for rankings than for graphs
+_GRAPH_BYTES_PER_NODE = 40
+_RANKING_BYTES_PER_NODE = 56
 # Of what a process has read, and of the packages that it read it with.
 _READING_LEAVES_BYTES = 100 << 20
 
@@ -48,12 +51,11 @@ def estimate(graph: Graph, num_parts: int, method: str, num_trainers_per_host: i
     index = graph.topology.indices.itemsize
     label = graph.labels.dtype.itemsize * (graph.labels.shape[1] if graph.labels.ndim == 2 else 1)
     dense = 4 * graph.num_features * nodes
-    features, stock, copied = dense, 0, 0
+    features, stock = dense, 0
     if not isinstance(graph.features, np.ndarray):
         storage = storage_of(graph)
         features = 4 * nodes + (8 if storage.has_values else 4) * graph.features.nnz
         stock = dense + (label + 3) * nodes if storage.for_stock_dgl else 0
-        copied = features // num_parts
     rows = features + (label + 3) * nodes
     halo = min((num_parts - 1) * nodes, edges)
 
@@ -70,6 +72,7 @@ def estimate(graph: Graph, num_parts: int, method: str, num_trainers_per_host: i
         both_directions = int(edges * (2 - _symmetric_share(graph.topology)))
     num_trainers = num_parts * num_trainers_per_host
     passing = 30 * edges + rows + stock
+    copied = _copied(graph, num_parts)
     return Needs(_memory(nodes, both_directions, passing, copied, method, num_trainers), disk)
 
 
@@ -104,6 +107,33 @@ def check_before_reading(sizes: Sizes, method: str, num_trainers: int) -> None:
             f"about {human_bytes(most)} of memory (free: {human_bytes(free)}): too little memory; "
             f"{more_memory(most + _READING_LEAVES_BYTES)}, or go on with --force"
         )
+
+
+def _copied(graph: Graph, num_parts: int) -> int:
+    """The bytes of a part's sparse rows."""
+    if isinstance(graph.features, np.ndarray):
+        return 0
+    return (4 * graph.num_nodes + 8 * graph.features.nnz) // num_parts
+
+
+def graph_writers(graph: Graph, num_parts: int) -> int:
+    """Threads that may write parts' graphs and sparse rows within the memory that is left."""
+    per_node = _GRAPH_BYTES_PER_NODE * graph.num_nodes
+    return _that_fit(_CHUNKS_BYTES + per_node + _copied(graph, num_parts))
+
+
+def row_writers() -> int:
+    """Threads that may write dense rows."""
+    return _that_fit(_CHUNKS_BYTES)
+
+
+def rankers(num_nodes: int) -> int:
+    """Threads that may rank remote nodes."""
+    return _that_fit(_RANKING_BYTES_PER_NODE * num_nodes)
+
+
+def _that_fit(bytes_each: int) -> int:
+    return max(free_memory() // max(bytes_each, 1), 1)
 
 
 def check(needs: Needs, output: Path, *, force: bool) -> str:
@@ -158,7 +188,7 @@ def _memory(
         num_trainers: that the graph is split for.
     """
     # Numbers of nodes, slots, bounds and probabilities.
-    own = metis.DGL_BYTES + _WRITING_BYTES_PER_NODE * nodes
+    own = _LOADED_BYTES + _WRITING_BYTES_PER_NODE * nodes
     writing = own + min(_CHUNKS_BYTES, passing) + copied
     if method not in _PARTITIONERS or num_trainers == 1:
         return writing

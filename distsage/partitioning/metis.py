@@ -16,7 +16,7 @@ from distsage.errors import UserError
 from distsage.partitioning.own_process import run_partitioner
 from distsage.partitioning.undirected import read_undirected
 
-DGL_BYTES = 450 << 20
+_DGL_BYTES = 450 << 20
 """Memory of a process that has imported DGL and torch; about."""
 # Measured with DGL 1.1.3 on graphs of 6, 17 and 125 million edges (Linux, x86-64): the METIS
 # process peaked at 0.96, 1.13 and 5.79 GiB; these figures say 0.98, 1.20 and 5.88.
@@ -75,7 +75,7 @@ def balanced_quantities(
 
 def memory_needed(num_nodes: int, num_edges: int) -> int:
     """Bytes that METIS's process takes at its peak, about; edges count in both directions."""
-    return DGL_BYTES + _BYTES_PER_EDGE * num_edges + _BYTES_PER_NODE * num_nodes
+    return _DGL_BYTES + _BYTES_PER_EDGE * num_edges + _BYTES_PER_NODE * num_nodes
 
 
 def run_metis(

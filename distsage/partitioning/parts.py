@@ -1,6 +1,6 @@
 """A parts directory as its readers see it. Runs on every host: trainers, preflight, predict.
 
-Needs numpy and scipy only; `load_part` alone imports DGL, and when it is called.
+Needs numpy and scipy only.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from distsage.data.npy import ArrayError, map_array
 from distsage.data.validate import MASKS
 from distsage.errors import UserError
 from distsage.files import read_json
-from distsage.partitioning.dgl_arrays import map_arrays
+from distsage.partitioning.dgl_arrays import map_arrays, read_arrays
 from distsage.partitioning.manifest import (
     CACHE_PROBABILITY,
     CACHE_RANKING,
@@ -44,7 +44,7 @@ from distsage.partitioning.manifest import (
     part_file_names,
 )
 
-_READ_BYTES = 1 << 22
+_READ_BYTES = 1 << 20
 
 
 class SparseArrays(NamedTuple):
@@ -205,21 +205,17 @@ class Parts:
         return SparseArrays(indptr, columns, values)
 
     def load_part(self, part: int) -> dict[str, Any]:
-        """The rows of the nodes that a part owns, by name, in gid order. Imports DGL.
+        """The rows of the nodes that a part owns, by name, in gid order.
 
         Returns:
             features float32 `[n, F]`, a table or a CSR matrix; labels int64 `[n]` or float32
             `[n, C]`; train_mask, val_mask and test_mask uint8 `[n]`.
 
         Raises:
-            UserError: the file is missing, does not have the manifest's size, or holds other rows
-                than the manifest says.
+            UserError: the file is missing, damaged, does not have the manifest's size, or holds
+                other rows than the manifest says.
         """
-        from distsage.partitioning.dgl_format import read_node_data
-
-        self._check_size(f"part{part}/{NODE_DATA}")
-        rows = read_node_data(self.path / f"part{part}")
-        self._check_rows(part, rows)
+        rows: dict[str, Any] = self._node_rows(part, read_arrays)
         manifest, num_nodes = self.manifest, self.manifest.parts[part].num_nodes
         if manifest.features.is_sparse:
             indptr, columns, values = self.sparse_features(part)
@@ -232,16 +228,22 @@ class Parts:
     def map_part(self, part: int) -> dict[str, np.ndarray]:
         """The rows of `load_part` as read-only memory maps; no features where they are sparse.
 
-        They may begin at any byte. Does not import DGL.
+        They may begin at any byte.
 
         Raises:
             UserError: as for `load_part`.
         """
+        return self._node_rows(part, map_arrays)
+
+    def _node_rows(
+        self, part: int, read: Callable[[Path], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """What `read` gives of the data of a part's nodes, by name, checked."""
         name = f"part{part}/{NODE_DATA}"
         self._check_size(name)
         path = self.path / name
         try:
-            arrays = map_arrays(path)
+            arrays = read(path)
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
         except ArrayError as error:
@@ -291,7 +293,7 @@ class Parts:
     def verify_file(self, name: str, on_chunk: Callable[[], None] = lambda: None) -> None:
         """Compare one file's checksum with the manifest; reads every byte.
 
-        `on_chunk` is called with every few MiB.
+        `on_chunk` is called with every MiB or less.
 
         Raises:
             UserError: it is missing, truncated, or not the one that was written.
@@ -363,8 +365,9 @@ class Parts:
 def sha256(path: Path, advance: Callable[[int], object] = lambda count: None) -> str:
     """Checksum of a file's content, in hexadecimal digits; `advance` is told of the bytes read."""
     digest = hashlib.sha256()
+    chunk = memoryview(bytearray(_READ_BYTES))
     with open(path, "rb", buffering=0) as stream:
-        while chunk := stream.read(_READ_BYTES):
-            digest.update(chunk)
-            advance(len(chunk))
+        while count := stream.readinto(chunk):
+            digest.update(chunk[:count])
+            advance(count)
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from distsage.data.graph import Topology
 from distsage.kernels.compiled import compiled
 
 # Edges that are handled together.
-_EDGES = 1 << 22
+_EDGES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class Order:
         offsets = np.zeros(num_parts + 1, np.int64)
         sizes = np.bincount(trainer // trainers_per_host, minlength=num_parts)
         np.cumsum(sizes, out=offsets[1:])
-        position = np.argsort(trainer, kind="stable")
+        # Numbers of 16 bits are sorted by radix.
+        small = trainer.astype(np.min_scalar_type(len(sizes) * trainers_per_host))
+        position = np.argsort(small, kind="stable")
         gid = np.empty(len(position), dtype)
         gid[position] = np.arange(len(position), dtype=dtype)
         return cls(offsets, position, gid)

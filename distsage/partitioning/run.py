@@ -25,6 +25,7 @@ from distsage.limits import human_bytes
 from distsage.partitioning import estimate
 from distsage.partitioning.assignment import Choice, assigner, choose
 from distsage.partitioning.attempts import Attempt, best_of, judged
+from distsage.partitioning.dgl_format import write_config
 from distsage.partitioning.manifest import (
     COUNTS,
     INDPTR,
@@ -241,8 +242,6 @@ def _write_whole(
     directory: Path,
 ) -> None:
     """Write what is of all parts, but for the sources of the edges."""
-    from distsage.partitioning.dgl_format import write_config
-
     save_array(directory / INDPTR, gid_indptr(graph.topology, order))
     if storage.has_values:
         save_array(directory / PEAKS, column_peaks(graph.features))

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import IO, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from distsage.data.graph import Graph, Topology
 from distsage.data.npy import save_array
 from distsage.data.raw import rows_per_chunk
 from distsage.files import sync_tree
+from distsage.kernels.threads import each_in_threads
+from distsage.partitioning.dgl_format import NodeData, write_at, write_graph
+from distsage.partitioning.estimate import graph_writers, rankers, row_writers
 from distsage.partitioning.manifest import (
     CACHE_PROBABILITY,
     CACHE_RANKING,
@@ -72,22 +75,20 @@ class Share:
     end: int
 
     def write_parts(self) -> list[Part]:
-        """Write this share's parts, without rankings; of a part, memory holds sparse rows only.
+        """Write this share's parts, without rankings; memory holds sparse rows of a few parts only.
 
         Raises:
             OSError: the disk is full.
         """
-        from distsage.partitioning.dgl_format import write_graph
-
         graph, order = self.graph, self.order
         indptr = gid_indptr(graph.topology, order)
-        parts = []
-        low_edge, high_edge = indptr[order.offsets[[self.first, self.end]]]
+        low_edge, high_edge = map(int, indptr[order.offsets[[self.first, self.end]]])
+        parts = range(self.first, self.end)
         what = "writing the parts' graphs"
         with (
             timed(what),
-            progress(what, int(high_edge - low_edge), "edges", shown=self._leads) as advance,
-            open(self.edges, "wb") as stream,
+            progress(what, high_edge - low_edge, "edges", shown=self._leads) as advance,
+            open(self.edges, "wb", buffering=0) as stream,
         ):
             if self._leads:
                 np.lib.format.write_array_header_1_0(
@@ -98,57 +99,80 @@ class Share:
                         "shape": (graph.topology.num_edges,),
                     },
                 )
-            for index in range(self.first, self.end):
-                low, high = int(order.offsets[index]), int(order.offsets[index + 1])
-                first_edge, end_edge = int(indptr[low]), int(indptr[high])
-                start, inner = stream.tell(), 0
-                for piece in part_topology(graph.topology, order, index):
-                    sources = piece.indices
-                    inner += int(np.count_nonzero((sources >= low) & (sources < high)))
-                    stream.write(sources.data)
-                    advance(len(sources) / 2)
-                stream.flush()
-                folder = self.directory / f"part{index}"
-                folder.mkdir()
-                halo_nodes = write_graph(
-                    folder,
-                    part=index,
-                    indptr=indptr[low : high + 1] - first_edge,
-                    sources=_mapped(self.edges, order.gid.dtype, start, end_edge - first_edge),
-                    offsets=order.offsets,
-                    first_edge=first_edge,
-                    advance=lambda count: advance(count / 2),
-                )
-                positions = order.positions_of(index)
-                numbers = len(positions) * graph.num_features
-                if not isinstance(graph.features, np.ndarray):
-                    features = graph.features[positions]
-                    write_numbers(folder, features, self.storage)
-                    numbers = features.nnz
-                parts.append(
-                    Part(
-                        nodes=(low, high),
-                        edges=(first_edge, end_edge),
-                        halo_nodes=halo_nodes,
-                        cut_edges=end_edge - first_edge - inner,
-                        train_nodes=int(np.count_nonzero(graph.train_mask[positions])),
-                        val_nodes=int(np.count_nonzero(graph.val_mask[positions])),
-                        test_nodes=int(np.count_nonzero(graph.test_mask[positions])),
-                        feature_numbers=int(numbers),
-                        bytes=0,  # its ranking is still to come
-                    )
-                )
+            starts = stream.tell() + order.gid.itemsize * (
+                indptr[order.offsets[self.first : self.end]] - low_edge
+            )
+            written = each_in_threads(
+                lambda index: self._write_part(
+                    index, indptr, stream, int(starts[index - self.first]), advance
+                ),
+                parts,
+                graph_writers(graph, self.order.num_parts),
+            )
             os.fsync(stream.fileno())
         what = "writing labels, masks and dense features"
         with timed(what), progress(what, graph.num_nodes, "rows", shown=self._leads) as advance:
             self._write_rows(advance)
         self._sync()
-        return parts
+        return written
+
+    def _write_part(
+        self,
+        index: int,
+        indptr: np.ndarray,
+        edges: IO[bytes],
+        start: int,
+        advance: Callable[[float], object],
+    ) -> Part:
+        """Write a part's edges, graph and sparse rows.
+
+        Args:
+            index: of the part.
+            indptr: the bounds of the nodes' in-edges, in gid order.
+            edges: the file of this share's sources.
+            start: where in it those of this part go.
+            advance: told how many edges more are written, each of them in two halves.
+        """
+        graph, order = self.graph, self.order
+        low, high = int(order.offsets[index]), int(order.offsets[index + 1])
+        first_edge, end_edge = int(indptr[low]), int(indptr[high])
+        place, inner = start, 0
+        for piece in part_topology(graph.topology, order, index):
+            sources = piece.indices
+            inner += int(np.count_nonzero((sources >= low) & (sources < high)))
+            place = write_at(edges.fileno(), place, sources)
+            advance(len(sources) / 2)
+        folder = self.directory / f"part{index}"
+        folder.mkdir()
+        halo_nodes = write_graph(
+            folder,
+            part=index,
+            indptr=indptr[low : high + 1] - first_edge,
+            sources=_mapped(self.edges, order.gid.dtype, start, end_edge - first_edge),
+            offsets=order.offsets,
+            first_edge=first_edge,
+            advance=lambda count: advance(count / 2),
+        )
+        positions = order.positions_of(index)
+        numbers = len(positions) * graph.num_features
+        if not isinstance(graph.features, np.ndarray):
+            features = graph.features[positions]
+            write_numbers(folder, features, self.storage)
+            numbers = features.nnz
+        return Part(
+            nodes=(low, high),
+            edges=(first_edge, end_edge),
+            halo_nodes=halo_nodes,
+            cut_edges=end_edge - first_edge - inner,
+            train_nodes=int(np.count_nonzero(graph.train_mask[positions])),
+            val_nodes=int(np.count_nonzero(graph.val_mask[positions])),
+            test_nodes=int(np.count_nonzero(graph.test_mask[positions])),
+            feature_numbers=int(numbers),
+            bytes=0,  # its ranking is still to come
+        )
 
     def _write_rows(self, advance: Callable[[int], object]) -> None:
         """Write each part's rows as DGL reads them; the graph's are read once, as they lie."""
-        from distsage.partitioning.dgl_format import NodeData
-
         graph, order, storage = self.graph, self.order, self.storage
         one = _rows(graph, storage, 0, 1)
         columns = {name: (rows.dtype, rows.shape[1:]) for name, rows in one.items()}
@@ -167,7 +191,8 @@ class Share:
         }
         own = order.offsets[self.first], order.offsets[self.end]
         step = rows_per_chunk(sum(rows.nbytes for rows in one.values()))
-        for start in range(0, graph.num_nodes, step):
+
+        def write_some(start: int) -> None:
             rows = _rows(graph, storage, start, start + step)
             gid = order.gid[start : start + step]
             place = np.argsort(gid)
@@ -186,6 +211,8 @@ class Share:
                         file.write(name, row, rows[name][place[first:last]])
             advance(len(rows["labels"]))
 
+        each_in_threads(write_some, range(0, graph.num_nodes, step), row_writers())
+
     def write_rankings(self, fan_out: Sequence[int], batch_size: int) -> list[float]:
         """Write the rankings of this share's parts; the topology is there.
 
@@ -195,14 +222,14 @@ class Share:
         Raises:
             OSError: the disk is full.
         """
-        remote_rows = []
         topology = Topology(
             np.load(self.directory / INDPTR), np.load(self.directory / INDICES, mmap_mode="r")
         )
         with progress(
             "ranking remote nodes", self.end - self.first, "parts", shown=self._leads
         ) as advance:
-            for index in range(self.first, self.end):
+
+            def rank(index: int) -> float:
                 low, high = int(self.order.offsets[index]), int(self.order.offsets[index + 1])
                 ranking, probability = rank_remote(
                     topology,
@@ -215,8 +242,11 @@ class Share:
                 part = self.directory / f"part{index}"
                 save_array(part / CACHE_RANKING, ranking)
                 save_array(part / CACHE_PROBABILITY, probability)
-                remote_rows.append(float(probability.sum(dtype=np.float64)))
                 advance(1)
+                return float(probability.sum(dtype=np.float64))
+
+            parts = range(self.first, self.end)
+            remote_rows = each_in_threads(rank, parts, rankers(self.graph.num_nodes))
         self._sync()
         return remote_rows
 
@@ -356,7 +386,10 @@ def checksums(directory: Path, names: Iterable[str], *, shown: bool = True) -> d
     """Sizes and checksums of files in a directory, by their names there; shows how far it is."""
     sizes = {name: (directory / name).stat().st_size for name in names}
     with progress("checksums", sum(sizes.values()), "bytes", shown=shown) as advance:
-        return {name: File(size, sha256(directory / name, advance)) for name, size in sizes.items()}
+        # The largest first, so that no thread begins one when the others are done.
+        largest = sorted(sizes, key=sizes.__getitem__, reverse=True)
+        digests = each_in_threads(lambda name: sha256(directory / name, advance), largest)
+    return {name: File(sizes[name], digest) for name, digest in zip(largest, digests, strict=True)}
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def verify(
     Args:
         parts: to verify.
         held: whose files; None takes all parts.
-        progress: told what is read, with every few MiB.
+        progress: told what is read, with every MiB or less.
 
     Raises:
         UserError: a file is missing, truncated or changed.

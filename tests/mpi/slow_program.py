@@ -57,7 +57,7 @@ def read_slowly(seconds: float) -> None:
 def slow_load(hang: bool) -> None:
     from distsage.launch.dgl import patches
 
-    load = patches.read_node_data
+    load = patches.read_arrays
 
     def load_slowly(*args: Any, **kwargs: Any) -> Any:
         read_slowly(10.0 if hang else LOAD_SECONDS)
@@ -65,7 +65,7 @@ def slow_load(hang: bool) -> None:
             time.sleep(300)
         return load(*args, **kwargs)
 
-    patches.read_node_data = load_slowly
+    patches.read_arrays = load_slowly
 
 
 def slow_layers(hang: bool) -> None:

@@ -38,8 +38,8 @@ from distsage.launch.dgl.messages import (
 )
 from distsage.launch.dgl.transport import Transport
 from distsage.limits import SHARED_MEMORY
-from distsage.partitioning.dgl_format import read_node_data
-from distsage.partitioning.manifest import EDGE_TYPE, NODE_TYPE
+from distsage.partitioning.dgl_arrays import read_arrays
+from distsage.partitioning.manifest import EDGE_TYPE, NODE_DATA, NODE_TYPE
 
 log = logging.getLogger(__name__)
 
@@ -284,9 +284,9 @@ def load_rows(job: DGLJob) -> None:
         low, high = parts.nodes(host)
         for part in parts.held(host) if load_nodes else ():
             begin, end = (gid - low for gid in parts.manifest.parts[part].nodes)
-            for short_name, array in read_node_data(parts.parts.path / f"part{part}").items():
-                name, rows = f"{NODE_TYPE}/{short_name}", torch.from_numpy(array)
-                if short_name == "features" and not is_sparse:
+            for name, array in read_arrays(parts.parts.path / f"part{part}" / NODE_DATA).items():
+                rows = torch.from_numpy(array)
+                if name == f"{NODE_TYPE}/features" and not is_sparse:
                     rows = _shareable(cast_features(rows, job.feature_dtype, job.feature_scale))
                 if len(rows) == high - low:  # there is no other part
                     together[name] = rows

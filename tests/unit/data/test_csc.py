@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from distsage.data import csc
 from distsage.data.csc import csc_from_edges, index_dtype, reverse, symmetrise
 from distsage.data.graph import Topology
 
@@ -39,6 +40,25 @@ def test_every_edge_is_an_in_edge_of_its_destination(edges, dtype):
     assert topology.indices.dtype == np.int32
     assert rows_are_sorted(topology)
     np.testing.assert_array_equal(counts(topology), matrix)
+
+
+@pytest.mark.parametrize("swapped", [None, 0, 10, 20, 899])
+def test_sorted_edges_are_copied(swapped: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to one that is not in its place, at the end of a chunk or within one."""
+    monkeypatch.setattr(csc, "_CHUNK", 10)
+    src, dst = np.random.default_rng(0).integers(0, 40, (2, 901), dtype=np.int32)
+    order = np.lexsort((src, dst))
+    src, dst = src[order], dst[order]
+    expected = csc_from_edges(*np.random.default_rng(1).permutation(np.stack((src, dst)), 1), 40)
+    if swapped is None:
+        monkeypatch.setattr(csc, "_scatter", lambda *_: pytest.fail("sorted again"))
+    else:
+        for ends in (src, dst):
+            ends[[swapped, swapped + 1]] = ends[[swapped + 1, swapped]]
+    topology = csc_from_edges(src, dst, 40)
+    np.testing.assert_array_equal(topology.indptr, expected.indptr)
+    np.testing.assert_array_equal(topology.indices, expected.indices)
+    assert topology.indices.dtype == np.int32
 
 
 def test_reverse_turns_every_edge(edges):

@@ -1,6 +1,7 @@
-"""The budget of threads."""
+"""The budget of threads, and work that they share."""
 
 import builtins
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,44 @@ def test_asking_for_the_budget_reads_no_files(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Path, "read_text", refuse)
     assert threads.budget() >= 1
     assert opened == []
+
+
+def test_each_item_once_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    together = threading.Barrier(3)
+
+    def square(item: int) -> int:
+        if item < 3:
+            together.wait(60)  # which one thread alone would wait for in vain
+        return item * item
+
+    assert threads.each_in_threads(square, range(20)) == [item * item for item in range(20)]
+    assert threads.each_in_threads(square, []) == []
+
+
+@pytest.mark.parametrize(("budget", "most"), [("1", 5), ("5", 1)])
+def test_one_thread_is_the_one_that_asks(
+    budget: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", budget)
+    found = threads.each_in_threads(lambda _: threading.current_thread(), range(4), most)
+    assert set(found) == {threading.current_thread()}
+
+
+def test_a_failure_is_raised_when_no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    before = threading.active_count()
+    done: list[int] = []
+    failed = threading.Event()
+
+    def work(item: int) -> None:
+        if item == 1:
+            failed.set()
+            raise OSError("full")
+        assert failed.wait(60)
+        done.append(item)
+
+    with pytest.raises(OSError, match="full"):
+        threads.each_in_threads(work, range(2))
+    assert done == [0]
+    assert threading.active_count() == before

@@ -13,19 +13,25 @@ from distsage.partitioning import dgl_format
 from distsage.partitioning.dgl_format import NodeData, write_graph
 from tests.unit.partition_graphs import random_directed
 
+MASKS = ("train", "val", "test")
 # DGL leaves this much of a graph file's header as it was on the stack.
 UNDEFINED = slice(32, 4096)
 
 
 @pytest.mark.parametrize("order", ["in order", "by and by", "backwards"])
 @pytest.mark.parametrize("shape", [(), (5,)], ids=["classes", "label matrix"])
-def test_node_data(order: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_features", [True, False])
+def test_node_data(
+    order: str, shape: tuple[int, ...], with_features: bool, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     rows = {
         "features": rng.normal(size=(41, 3)).astype(np.float32),
         "labels": rng.integers(0, 2, (41, *shape)),
-        "train_mask": rng.integers(0, 2, 41).astype(np.uint8),
+        **{f"{name}_mask": rng.integers(0, 2, 41).astype(np.uint8) for name in MASKS},
     }
+    if not with_features:
+        del rows["features"]
     tensors = {f"_N/{name}": torch.from_numpy(values) for name, values in rows.items()}
     save_tensors(str(tmp_path / "theirs"), tensors)
     columns = {name: (values.dtype, values.shape[1:]) for name, values in rows.items()}

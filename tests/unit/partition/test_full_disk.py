@@ -13,7 +13,7 @@ import pytest
 
 from distsage.cli import main
 from distsage.data import datasets, engine, tables
-from distsage.partitioning import assignment, dgl_format, own_process, run, shares, stages
+from distsage.partitioning import assignment, own_process, run, shares, stages
 from tests.unit.data_files import tables as small_tables
 from tests.unit.data_files import write
 
@@ -84,7 +84,7 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     "what the partitioner finds": (own_process, "allocate", 1),
     "the assignment": (run, "order_parts", 1),
     "sources": (shares, "part_topology", 1),
-    "the second part's graph": (dgl_format, "write_graph", 2),
+    "the second part's graph": (shares, "write_graph", 2),
     "rows": (shares.Share, "_write_rows", 1),
     "what all parts share": (run, "_write_whole", 1),
     "the second ranking": (shares, "rank_remote", 2),

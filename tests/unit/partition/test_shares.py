@@ -1,5 +1,6 @@
 """Hosts write shares of the parts: the same bytes, however many they are."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +11,7 @@ import scipy.sparse
 
 from distsage.data.graph import Graph
 from distsage.errors import UserError
+from distsage.partitioning import estimate, shares
 from distsage.partitioning.run import partition
 from distsage.partitioning.shares import Plan, Share
 from distsage.partitioning.stages import unfinished
@@ -56,6 +58,38 @@ def test_several_hosts_write_what_one_writes(kind: str, num_hosts: int, tmp_path
         hosts = InTurn(num_hosts)
         partition(shared, 5, tmp_path / "several", **options, stages=stages, hosts=hosts)
     assert content(tmp_path / "several") == content(tmp_path / "one")
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "one part without train nodes"])
+def test_several_threads_write_what_one_writes(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distsage.data.raw._CHUNK_BYTES", 100)  # a few rows
+    monkeypatch.setattr("distsage.partitioning.reorder._EDGES", 10)
+    for number in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", number)
+        partition(graph(kind), 5, tmp_path / number, method="random", batch_size=5)
+    assert content(tmp_path / "3") == content(tmp_path / "1")
+
+
+def test_threads_share_the_memory_that_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(estimate, "free_memory", lambda: 1 << 20)
+    found = set()
+
+    def watched(function: Callable) -> Callable:
+        def noted(*arguments: object, **named: object) -> object:
+            found.add(threading.current_thread())
+            return function(*arguments, **named)
+
+        return noted
+
+    for name in ("write_graph", "_rows", "rank_remote"):
+        monkeypatch.setattr(shares, name, watched(getattr(shares, name)))
+    partition(random_directed(120_000, 900), 5, tmp_path / "parts", method="random", force=True)
+    assert found == {threading.current_thread()}
 
 
 def test_no_two_hosts_write_to_one_file(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import scipy.sparse
 from distsage import limits, progress
 from distsage.cli import main
 from distsage.data import datasets
-from distsage.partitioning import dgl_format, run, shares, stages
+from distsage.partitioning import run, shares, stages
 from tests.unit.data import test_downloads as ogb
 from tests.unit.data_files import tables, write
 
@@ -26,8 +26,8 @@ MOMENTS: dict[str, tuple[Any, str, int, int]] = {
     "the second attempt": (run, "judged", 2, 1),
     "before the assignment": (run, "choose", 1, 1),
     "ordering": (run, "order_parts", 1, 1),
-    "the second part": (dgl_format, "write_graph", 2, 2),
-    "rows": (dgl_format.NodeData, "write", 3, 2),
+    "the second part": (shares, "write_graph", 2, 2),
+    "rows": (shares.NodeData, "write", 3, 2),
     "ranking": (shares, "rank_remote", 2, 3),
     "checksums": (shares, "sha256", 4, 4),
     "the manifest": (run, "write_json", 2, 4),

@@ -1,6 +1,8 @@
 """What `partition` writes: every row and edge at its place, for stock DGL and for our readers."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -65,6 +67,22 @@ def test_every_row_and_edge_reaches_its_part(
         json.dumps(report.to_json())
     )
     assert {path.name for path in tmp_path.iterdir()} == {"parts"}
+
+
+def test_writing_imports_neither_dgl_nor_torch(tmp_path: Path) -> None:
+    """They take longer than writing a small graph, and more memory."""
+    words = ["--dataset", "synthetic:300:5", "--num-parts", "2", "--part-method", "random"]
+    program = (
+        "import sys; from distsage.cli import main; main(sys.argv[1:]); "
+        "print({'dgl', 'torch'} & set(sys.modules))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, "partition", *words, "--output", str(tmp_path / "parts")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.splitlines()[-1] == "set()"
 
 
 def test_the_ring_by_metis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
