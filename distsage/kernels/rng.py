@@ -10,7 +10,7 @@ import numpy as np
 
 from distsage.kernels.compiled import compiled
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Purpose(enum.IntEnum):
@@ -35,7 +35,7 @@ def mix64(x: np.uint64) -> np.uint64:
 @compiled
 def draw(key: np.uint64, i: int) -> np.uint64:
     """Number i of the splitmix64 stream of `key`: uint64, any order, no state."""
-    return mix64(key + np.uint64(i + 1) * _GOLDEN)
+    return mix64(key + np.uint64(i + 1) * GOLDEN)
 
 
 @compiled
