@@ -208,9 +208,7 @@ def _mark_halo(sources: np.ndarray, low: int, high: int, mark: np.ndarray) -> No
 
 
 @compiled
-def _number(
-    sources: np.ndarray, low: int, high: int, slot: np.ndarray, local: np.ndarray
-) -> None:
+def _number(sources: np.ndarray, low: int, high: int, slot: np.ndarray, local: np.ndarray) -> None:
     """Number sources from `low` on, and those outside [low, high) as `slot` says."""
     for edge in range(len(sources)):
         source = sources[edge]

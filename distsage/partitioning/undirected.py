@@ -107,7 +107,7 @@ def _write(topology: Topology, opposite: Topology, path: Path) -> None:
 
 @compiled
 def _excess(indptr: np.ndarray, indices: np.ndarray) -> np.uint64:
-    """The sum of hashes of pairs of nodes: of edges to the larger node, less those to the smaller."""
+    """The sum of hashes of edges to the larger of two nodes, less that of those to the smaller."""
     excess = np.uint64(0)
     for node in range(len(indptr) - 1):
         for edge in range(indptr[node], indptr[node + 1]):

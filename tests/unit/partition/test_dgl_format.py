@@ -21,9 +21,7 @@ UNDEFINED = slice(32, 4096)
 @pytest.mark.parametrize("order", ["in order", "by and by", "backwards"])
 @pytest.mark.parametrize("shape", [(), (5,)], ids=["classes", "label matrix"])
 @pytest.mark.parametrize("with_features", [True, False])
-def test_node_data(
-    order: str, shape: tuple[int, ...], with_features: bool, tmp_path: Path
-) -> None:
+def test_node_data(order: str, shape: tuple[int, ...], with_features: bool, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = {
         "features": rng.normal(size=(41, 3)).astype(np.float32),

@@ -17,6 +17,7 @@ GRAPHS = {
     "both directions": communities(4, 50),
     "loops only": make_graph(np.arange(5), np.arange(5), 5),
     "no edges": make_graph(np.empty(0, int), np.empty(0, int), 7),
+    "an edge more often than its reverse": make_graph(np.array([0, 1, 0]), np.array([1, 0, 1]), 2),
     "a star": make_graph(np.zeros(30, int), np.arange(30), 30),
 }
 
