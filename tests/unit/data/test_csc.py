@@ -42,7 +42,7 @@ def test_every_edge_is_an_in_edge_of_its_destination(edges, dtype):
     np.testing.assert_array_equal(counts(topology), matrix)
 
 
-@pytest.mark.parametrize("swapped", [None, 0, 10, 20, 899])
+@pytest.mark.parametrize("swapped", [None, 0, 12, 39])
 def test_sorted_edges_are_copied(swapped: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to one that is not in its place, at the end of a chunk or within one."""
     monkeypatch.setattr(csc, "_CHUNK", 10)
