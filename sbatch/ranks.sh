@@ -68,6 +68,11 @@ case $launcher in
       --cpu-bind=none)
     # Intel MPI has to be told that it is started by way of PMI-2.
     [[ ${SLURM_MPI_TYPE:-} == pmi2 ]] && export I_MPI_PMI=${I_MPI_PMI:-pmi2}
+    # MPICH 5 sends its address in pieces that end with whatever lies in memory. Now and then one is
+    # longer than the 1024 bytes that Slurm reads of a line, and the ranks abort when they start.
+    [[ ${SLURM_MPI_TYPE:-}/$version == pmi2/"MPICH 5"* ]] &&
+      die "under srun --mpi=pmi2 jobs of $version abort now and then when they start; unset" \
+        "DISTSAGE_LAUNCHER, so that its own mpirun starts them, or load MPICH 4"
     ;;
   *) die "DISTSAGE_LAUNCHER is $launcher; it is mpirun or srun" ;;
 esac

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install MPICH and Intel MPI for the tests, each into a directory of its own that any environment's
-# mpi4py can use, and link them as .mpis/mpich and .mpis/intel. Safe to run again.
+# mpi4py can use, and link them as .mpis/mpich, .mpis/mpich4 and .mpis/intel. Safe to run again.
 #
 #   DISTSAGE_HOME  where they are kept (default: ~/.cache/distsage)
 set -euo pipefail
@@ -24,5 +24,7 @@ install() {
 }
 
 install mpich mpich==5.0.2
+# The last one that can be started by srun --mpi=pmi2; see sbatch/ranks.sh.
+install mpich4 mpich==4.3.2
 # From 2021.19 on the wheel wants libfabric as a package, which the index does not have.
 install intel impi-rt==2021.18.1

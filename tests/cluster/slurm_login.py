@@ -14,7 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOOL = REPOSITORY / "tools" / "cluster"
 STATES = Path("/run")
-MPIS = [REPOSITORY / ".mpis" / name for name in ("mpich", "intel")]  # `make mpis`
+MPIS = [REPOSITORY / ".mpis" / name for name in ("mpich", "mpich4", "intel")]  # `make mpis`
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
 
 

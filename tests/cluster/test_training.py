@@ -16,6 +16,7 @@ from slurm_login import REPOSITORY, SlurmCluster
 from training_job import (
     INTEL,
     MPICH,
+    MPICH4,
     SITE,
     SMALL,
     SRUN,
@@ -134,7 +135,7 @@ def test_mpich_and_intel_mpi(
             [
                 (cluster.hosts[:2], MPICH, 2),
                 (cluster.hosts[2:4], INTEL, 2),
-                (cluster.hosts[4:6], {**MPICH, **SRUN, "SLURM_MPI_TYPE": "pmi2"}, 1),
+                (cluster.hosts[4:6], {**MPICH4, **SRUN, "SLURM_MPI_TYPE": "pmi2"}, 1),
                 (cluster.hosts[6:8], {**INTEL, **SRUN, "SLURM_MPI_TYPE": "pmi2"}, 1),
             ]
         )

@@ -27,7 +27,7 @@ def module(prefix: Path) -> dict[str, str]:
     return {"DISTSAGE_MPI": "site", "PATH": f"{prefix}/bin:{os.environ['PATH']}"}
 
 
-MPICH, INTEL = (module(prefix) for prefix in MPIS)
+MPICH, MPICH4, INTEL = (module(prefix) for prefix in MPIS)
 
 # No job of these tests takes so long unless it hangs.
 HANGS = 120.0

@@ -257,6 +257,20 @@ def test_srun(site: Site, mpi_type: str, option: str) -> None:
     assert site.environment.get("I_MPI_PMI") == (mpi_type if mpi_type == "pmi2" else None)
 
 
+@pytest.mark.parametrize(
+    ("version", "mpi_type", "status"),
+    [("5.0.2", "pmi2", 2), ("5.0.2", "pmix", 0), ("4.3.2", "pmi2", 0)],
+)
+def test_mpich_5_is_not_started_by_way_of_pmi2(
+    site: Site, version: str, mpi_type: str, status: int
+) -> None:
+    site.install(site.bin / "srun")
+    site.install(site.bin / "mpirun", HYDRA.replace("5.0.2", version))
+    found, said = site.run("train.sh", DISTSAGE_LAUNCHER="srun", SLURM_MPI_TYPE=mpi_type)
+    assert found == status
+    assert ("jobs of MPICH 5.0.2 abort now and then when they start" in said) == (status == 2)
+
+
 def test_interface_reaches_mpi_and_distsage_and_the_command_line_wins(site: Site) -> None:
     site.install(site.bin / "mpirun", OPEN_MPI)
     site.run("train.sh", "--interface", "eth0", DISTSAGE_INTERFACE="ib0")
