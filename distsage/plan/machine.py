@@ -123,9 +123,7 @@ def _computing_with(num_threads: int) -> Iterator[None]:
             os.environ[_THREADS] = before
 
 
-def _measure(
-    parts: HostParts, config: TrainConfig, replayed: Replay, num_threads: int
-) -> Machine:
+def _measure(parts: HostParts, config: TrainConfig, replayed: Replay, num_threads: int) -> Machine:
     keep_freed_memory()
     batches = [batch for batch in replayed.batches if batch.num_edges]
     rows = _stand_in(parts, config)
