@@ -49,9 +49,16 @@ class Rooms:
     def finish(self, layer: int, rows: Tensor) -> None:
         """All rows of the layer are there, in the room that it was given."""
 
-    def finished(self, num_layers: int) -> tuple[int, Tensor] | None:
-        """The last one of so many layers that is finished already, and its rows."""
-        return None
+    def finished(self, num_layers: int) -> list[int]:
+        """Which of so many layers are finished already, in their order."""
+        return []
+
+    def taken_up(self, layer: int) -> Tensor:
+        """The rows of one of the layers that are finished already."""
+        raise AssertionError("nothing outlives a process in its memory")
+
+    def forget(self, layer: int) -> None:
+        """Nobody will take up this layer, or one before it."""
 
 
 IN_MEMORY = Rooms()
@@ -254,9 +261,9 @@ def infer(
     count = len(model.layers) if num_layers is None else num_layers
     h: Features | StoredFeatures = features
     first = 0
-    found = rooms.finished(count)
-    if found is not None:
-        first, h = found[0] + 1, found[1]
+    finished = rooms.finished(count)
+    if finished:
+        first, h = finished[-1] + 1, rooms.taken_up(finished[-1])
         on_rows(first * topology.num_nodes)
     for layer in range(first, count):
         if isinstance(h, StoredFeatures) and not _multiplies_first(model, layer, h):
@@ -264,6 +271,7 @@ def infer(
         table = exchanged_rows(model, layer, h, rooms)
         edges = topology.indptr, topology.indices
         h = layer_rows(model, layer, h, (table,), *edges, on_rows, rooms)
+        rooms.forget(layer - 1)
         del table  # before the next one is made
     assert isinstance(h, Tensor)
     return h

@@ -109,7 +109,7 @@ class BoundedRooms(Rooms):
         return self._mapped(self._rows(layer), (count, width), torch.float32, new=True)
 
     def finish(self, layer: int, rows: Tensor) -> None:
-        """See `Rooms`. Of layers before, nobody needs a name any more."""
+        """See `Rooms`."""
         if layer not in self._on_disk:
             return
         assert self._about is not None
@@ -117,33 +117,36 @@ class BoundedRooms(Rooms):
             with open(self._rows(layer), "rb") as stream:
                 os.fsync(stream.fileno())  # before the mark says so
             write_json(self._mark(layer), {**self._about, "shape": list(rows.shape)})
-        for earlier in self._on_disk - {layer}:
-            self._remove(earlier)
 
-    def finished(self, num_layers: int) -> tuple[int, Tensor] | None:
+    def finished(self, num_layers: int) -> list[int]:
         """See `Rooms`.
 
         Raises:
             UserError: the folder belongs to a process that lives.
         """
         if self._about is None or not self._folder.exists():
-            return None
+            return []
         self.own()
-        last = None
         for layer in range(num_layers):
             if not self._mark(layer).exists():
                 continue
             about = read_json(self._mark(layer))
             shape = about.pop("shape", [])
-            if about != self._about or not self._is_whole(layer, shape):
-                continue
-            if last is not None:
-                self._remove(last[0])
-            last = layer, shape
-            self._on_disk.add(layer)
-        if last is None:
-            return None
-        return last[0], self._mapped(self._rows(last[0]), last[1], torch.float32, new=False)
+            if about == self._about and self._is_whole(layer, shape):
+                self._on_disk.add(layer)
+        return sorted(self._on_disk)
+
+    def taken_up(self, layer: int) -> Tensor:
+        """See `Rooms`."""
+        shape = read_json(self._mark(layer))["shape"]
+        return self._mapped(self._rows(layer), shape, torch.float32, new=False)
+
+    def forget(self, layer: int) -> None:
+        """See `Rooms`. Whoever has their rows keeps them; only their names vanish."""
+        for earlier in [each for each in self._on_disk if each <= layer]:
+            self._mark(earlier).unlink(missing_ok=True)
+            self._rows(earlier).unlink(missing_ok=True)
+            self._on_disk.discard(earlier)
 
     def __enter__(self) -> "BoundedRooms":
         return self
@@ -180,11 +183,6 @@ class BoundedRooms(Rooms):
         with contextlib.suppress(FileNotFoundError):
             return self._rows(layer).stat().st_size == 4 * math.prod(shape)
         return False
-
-    def _remove(self, layer: int) -> None:
-        self._mark(layer).unlink(missing_ok=True)
-        self._rows(layer).unlink(missing_ok=True)
-        self._on_disk.discard(layer)
 
     def _rows(self, layer: int) -> Path:
         return self._folder / f"layer-{layer}.rows"

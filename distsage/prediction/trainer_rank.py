@@ -1,5 +1,8 @@
 """What a trainer rank does with a trained model: compute its nodes, then write or score them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 import torch.distributed
@@ -7,6 +10,7 @@ from torch import Tensor
 
 from distsage.config import EvaluateConfig, ModelJobConfig, PredictConfig
 from distsage.features.rows import PULL_ROWS
+from distsage.kernels import level
 from distsage.launch import job as bring_up
 from distsage.launch.dgl.client import GraphStore
 from distsage.launch.job import Job
@@ -75,7 +79,8 @@ class _Work:
         return self._trainers.sum(torch.from_numpy(found)).numpy()
 
     def _rows(self, num_layers: int | None, rooms: BoundedRooms) -> Tensor:
-        """The rows of this trainer's nodes after so many layers."""
+        """The rows of this trainer's nodes after so many layers; the last one that all trainers
+        have finished already is not computed again."""
         topology = self._job.parts.parts.topology()
         if self._model.description["config"].get("ignore_edges"):
             topology = without_edges(topology)
@@ -86,7 +91,18 @@ class _Work:
             self._store.own_features(),
             lambda gids: self._store.pull_features(gids.numpy()),
             num_layers,
+            done=self._done(num_layers or len(self._model.network.layers), rooms),
         )
+
+    def _done(self, num_layers: int, rooms: BoundedRooms) -> tuple[int, Tensor] | None:
+        finished = np.zeros(num_layers, np.int64)
+        finished[rooms.finished(num_layers)] = 1
+        by_all = np.flatnonzero(self._everyone(finished) == self._trainers.size)
+        if not len(by_all):
+            return None
+        last = int(by_all[-1])
+        rooms.forget(last - 1)
+        return last, rooms.taken_up(last)
 
     def predict(self, asked: PredictConfig) -> None:
         """Compute this trainer's nodes, and write the parts that fall to it."""
@@ -94,7 +110,12 @@ class _Work:
         output = OutputDirectory(asked.output, self._job.config.about)
         folder = rows_folder(asked.output, is_file=False) / f"trainer-{trainers.rank}"
         with BoundedRooms(folder) as rooms:
-            self._prepare(rooms, asked.memory_bytes, WRITING_BYTES)
+            about = {
+                "predictions": self._job.config.about,
+                "nodes": [self._first, self._last],
+                "kernels": str(level.chosen()),
+            }
+            self._prepare(rooms, asked.memory_bytes, WRITING_BYTES, about)
             trainers.barrier()
             if trainers.rank == 0:
                 output.begin()
@@ -105,10 +126,16 @@ class _Work:
             num_rows = output.finish(self._job.parts.parts.num_parts)
             print(f"{asked.what} of {num_rows:,} nodes written to {asked.output}", flush=True)
 
-    def _prepare(self, rooms: BoundedRooms, memory: int | None, beside: int) -> None:
+    def _prepare(
+        self,
+        rooms: BoundedRooms,
+        memory: int | None,
+        beside: int,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         """Bound what this trainer may take, before any of the machine takes some.
 
-        `beside` are the bytes that it takes when the rows are there.
+        `beside` are the bytes that it takes when the rows are there, `about` what these depend on.
         """
         config, manifest = self._job.config, self._job.parts.parts.manifest
         everyone_here = config.emulated_hosts is not None
@@ -123,7 +150,7 @@ class _Work:
             + beside
             + max(pulled, EXCHANGE_BYTES)
             + _BYTES_PER_NODE * manifest.num_nodes,
-            None,
+            about,
         )
 
     def _write_parts(

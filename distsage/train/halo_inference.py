@@ -109,6 +109,7 @@ class HaloInference:
         pull: Callable[[Tensor], Features],
         num_layers: int | None = None,
         on_rows: Callable[[int], object] = lambda count: None,
+        done: tuple[int, Tensor] | None = None,
     ) -> Tensor:
         """Logits `[high - low, C]`, float32, of this trainer's nodes, on the CPU. Collective.
 
@@ -119,23 +120,38 @@ class HaloInference:
             num_layers: stop after so many layers, at least one, and return their rows; None goes
                 through all.
             on_rows: as in `layer_rows`; of this trainer's nodes in each layer.
+            done: a layer that every trainer has finished already, and this trainer's rows of it.
         """
+        if done is None:
+            first, h = 1, self._first_layer(model, own_features, pull, on_rows)
+        else:
+            first, h = done[0] + 1, done[1]
+        for layer in range(first, len(model.layers) if num_layers is None else num_layers):
+            rows = exchanged_rows(model, layer, h, self._rooms)
+            received = self._exchange(
+                rows, self._send_counts, self._receive_counts, self._send_rows
+            )
+            # Every trainer has finished the layer before, so nobody goes on from an earlier one.
+            self._rooms.forget(layer - 2)
+            tables = rows, received
+            del rows, received
+            h = self._layer(model, layer, h, tables, self._hidden_slots, on_rows)
+            del tables  # before the next ones are made
+        return h
+
+    def _first_layer(
+        self,
+        model: GraphSAGE,
+        own_features: Features,
+        pull: Callable[[Tensor], Features],
+        on_rows: Callable[[int], object],
+    ) -> Tensor:
         remote = self._remote(model, own_features, pull)
         first = self._low - self._part[0]
         own = rows_between(own_features, first, first + self._high - self._low)
         tables = exchanged_rows(model, 0, own_features, self._rooms), remote
         del remote
-        h = self._layer(model, 0, own, tables, self._feature_slots, on_rows)
-        for layer in range(1, len(model.layers) if num_layers is None else num_layers):
-            del tables  # before the next ones are made
-            rows = exchanged_rows(model, layer, h, self._rooms)
-            received = self._exchange(
-                rows, self._send_counts, self._receive_counts, self._send_rows
-            )
-            tables = rows, received
-            del rows, received
-            h = self._layer(model, layer, h, tables, self._hidden_slots, on_rows)
-        return h
+        return self._layer(model, 0, own, tables, self._feature_slots, on_rows)
 
     def _layer(
         self,

@@ -1,14 +1,18 @@
-"""`distsage` with no memory left for rows: `little_memory_program.py predict|evaluate OPTIONS`.
+"""`distsage` with no memory left for rows: `little_memory_program.py END predict|evaluate OPTIONS`.
 
-Started by the tests. Says on standard error what is put into files.
+Started by the tests. Says on standard error what is put into files. END is "whole", or a file of
+rows, such as trainer-1/layer-1.rows, at which the process that makes it is killed.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
 from distsage import files, limits
 from distsage.cli import main
 
+END = sys.argv[1]
 allocate = files.allocate
 
 
@@ -17,7 +21,10 @@ def leave_nothing(need: int, what: str) -> None:
 
 
 def note_and_allocate(path: Path, num_bytes: int) -> None:
-    print(f"in a file of {path.parent.name}: {num_bytes} bytes", file=sys.stderr, flush=True)
+    name = f"{path.parent.name}/{path.name}"
+    print(f"in the file {name}: {num_bytes} bytes", file=sys.stderr, flush=True)
+    if name == END:
+        os.kill(os.getpid(), signal.SIGKILL)
     allocate(path, num_bytes)
 
 
@@ -25,4 +32,4 @@ if __name__ == "__main__":
     # Before anybody imports them by name; torch and numba must not be there yet.
     limits.require_memory = leave_nothing
     files.allocate = note_and_allocate
-    main(sys.argv[1:])
+    main(sys.argv[2:])

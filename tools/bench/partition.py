@@ -45,11 +45,12 @@ def _store(dataset: str, path: Path) -> str:
     graph = load_graph(dataset)
     topology = graph.topology
     nodes = np.arange(graph.num_nodes, dtype=topology.indices.dtype)
+    shuffled = np.random.default_rng(0).permutation(topology.num_edges)  # as data may come
     np.savez(
         path,
         num_nodes=graph.num_nodes,
-        edge_src=topology.indices,
-        edge_dst=np.repeat(nodes, np.diff(topology.indptr)),
+        edge_src=topology.indices[shuffled],
+        edge_dst=np.repeat(nodes, np.diff(topology.indptr))[shuffled],
         features=graph.features,
         labels=graph.labels,
         train_mask=graph.train_mask,

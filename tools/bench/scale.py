@@ -200,11 +200,12 @@ def measure(nodes: int, place: Path) -> tuple[Graph, dict[str, float]]:
     """Take a graph of so many nodes through all steps; what each took, by the names of `LAWS`."""
     made = load_graph(f"synthetic:{nodes}:{DEGREE}:{COLUMNS}")
     topology = made.topology
+    shuffled = np.random.default_rng(0).permutation(topology.num_edges)  # as data may come
     np.savez(
         place / "graph.npz",
         num_nodes=made.num_nodes,
-        edge_src=topology.indices,
-        edge_dst=np.repeat(np.arange(made.num_nodes), np.diff(topology.indptr)),
+        edge_src=topology.indices[shuffled],
+        edge_dst=np.repeat(np.arange(made.num_nodes), np.diff(topology.indptr))[shuffled],
         features=made.features,
         labels=made.labels,
         train_mask=made.train_mask,
