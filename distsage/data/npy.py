@@ -233,9 +233,12 @@ class ArrayFile:
         """One of the arrays, in memory.
 
         Raises:
-            ArrayError: it is damaged, no plain array, or larger than the memory that is left.
+            ArrayError: it is missing, damaged, no plain array, or larger than the memory that is
+                left.
         """
         name = f"{key}.npy"
+        if key not in self.keys:
+            raise ArrayError(f"{key}: it is missing")
         try:
             with self._archive.open(name) as stream:
                 array = read_array(stream, self._archive.entries[name].file_size)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from distsage.data.builtin import read_builtin
 from distsage.data.datasets import load_graph
 from distsage.data.ogb import read_ogb
+from distsage.errors import UserError
 from tests.unit.data.test_downloads import address_hash, ogb_csv, planetoid, reddit
 from tests.unit.data_files import SRC, small_arrays, tables, write
 from tests.unit.fuzzing import damaged, examples, success_or_one_sentence
@@ -247,6 +248,12 @@ def test_files_of_reddit(tmp_path_factory):
     }
     with np.load(directory / "reddit_data.npz") as arrays:
         good = {"reddit_data.npz": dict(arrays), "reddit_graph.npz": graph}
+    for name, arrays in good.items():
+        for missing in {*arrays} - {"node_ids"}:
+            (directory / name).write_bytes(npz({key: arrays[key] for key in {*arrays} - {missing}}))
+            with pytest.raises(UserError, match=f"{missing}: it is missing"):
+                read_builtin("reddit", directory.parent)
+        (directory / name).write_bytes(npz(arrays))
 
     @examples(60)
     @given(data=st.data())
