@@ -204,10 +204,10 @@ class Reception:
     def _drop(self, connection: socket.socket, why: str) -> None:
         self._selector.unregister(connection)
         caller = self._callers.pop(connection)
-        connection.close()
         self._strangers += 1
         if self._strangers <= _STRANGERS_NOTED or self._strangers % 1000 == 0:
             log.warning("dropped %s:%d: %s (%d so far)", *caller.address, why, self._strangers)
+        connection.close()
 
 
 class _StrangerError(Exception):

@@ -427,7 +427,8 @@ def test_it_is_measured_as_the_job_computes(
 
     class Spy(Sampler):
         def sample(self, *arguments: Any) -> MiniBatch:
-            numbered.append(self.number_inputs)
+            if len(arguments[0]) > 1:  # not the empty step, whose stand-ins are numbered
+                numbered.append(self.number_inputs)
             budgets.append(threads.budget())
             return super().sample(*arguments)
 
