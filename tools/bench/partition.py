@@ -25,7 +25,8 @@ SMALL, LARGE = "synthetic:400000:42:100", "synthetic:2400000:52:100"
 _PAGE = """\
 # What partitioning takes
 
-From an .npz file to {num_parts} parts on disk: reading, assigning, writing, and for distsage also
+From an .npz file, its edges in random order, to {num_parts} parts on disk: reading,
+assigning, writing, and for distsage also
 the ranking of remote nodes and checksums. Memory is the peak of all processes without pages of
 files, looked at every few milliseconds. DGL 1.1.3 does it as its documentation says
 (`tools/bench/baseline_partition.py`): the graph in memory, then `partition_graph` with METIS.
