@@ -46,8 +46,11 @@ class Rooms:
         """Room for what comes out of a layer, float32 `[count, width]`; 0 for the first layer."""
         return self.table(count, width)
 
-    def finish(self, layer: int, rows: Tensor) -> None:
-        """All rows of the layer are there, in the room that it was given."""
+    def finish(self, layer: int, rows: Tensor, on_headway: Callable[[], object]) -> None:
+        """All rows of the layer are there, in the room that it was given.
+
+        Making them last may take long; `on_headway` is called again and again meanwhile.
+        """
 
     def finished(self, num_layers: int) -> list[int]:
         """Which of so many layers are finished already, in their order."""
@@ -189,13 +192,13 @@ def layer_rows(
             len(own),
             max(1, _PIECE_BYTES // (8 * row_width)),
         )
-        rooms.finish(layer, out)
+        rooms.finish(layer, out, lambda: on_rows(0))
         return out
     mean_of = _MeanByTensorOps(tables, weight.device)
     row_bytes = 4 * row_width
     for begin, end in _pieces(indptr, _piece_bytes(weight.device) // row_bytes):
         compute(begin, end, mean_of(*edges(begin, end)))
-    rooms.finish(layer, out)
+    rooms.finish(layer, out, lambda: on_rows(0))
     return out
 
 

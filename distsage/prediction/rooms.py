@@ -6,9 +6,10 @@ them back and takes them away under pressure.
 
 import contextlib
 import math
+import mmap
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,10 @@ from torch import Tensor
 from distsage.files import allocate, explain_write_errors, own_directory, read_json, write_json
 from distsage.limits import free_memory, require_memory
 from distsage.model.inference import Rooms
+
+_SYNCED_BYTES = 64 << 20
+"""Rows that are brought to the disk at a time: a slow one takes longer for a whole layer than a job
+waits for headway."""
 
 
 class BoundedRooms(Rooms):
@@ -108,14 +113,19 @@ class BoundedRooms(Rooms):
         self._on_disk.add(layer)
         return self._mapped(self._rows(layer), (count, width), torch.float32, new=True)
 
-    def finish(self, layer: int, rows: Tensor) -> None:
+    def finish(self, layer: int, rows: Tensor, on_headway: Callable[[], object]) -> None:
         """See `Rooms`."""
         if layer not in self._on_disk:
             return
         assert self._about is not None
         with explain_write_errors(self._rows(layer), self._option):
-            with open(self._rows(layer), "rb") as stream:
-                os.fsync(stream.fileno())  # before the mark says so
+            with open(self._rows(layer), "r+b") as stream:  # before the mark says so
+                if rows.nbytes:
+                    with mmap.mmap(stream.fileno(), 0) as content:
+                        for begin in range(0, len(content), _SYNCED_BYTES):
+                            content.flush(begin, min(_SYNCED_BYTES, len(content) - begin))
+                            on_headway()
+                os.fsync(stream.fileno())
             write_json(self._mark(layer), {**self._about, "shape": list(rows.shape)})
 
     def finished(self, num_layers: int) -> list[int]:

@@ -1,9 +1,6 @@
 """A directory of predictions: whole, taken up after a kill, or not ours."""
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from distsage.prediction.output import OutputDirectory, write_file
 from distsage.prediction.part_rows import rows_of_parts
 from distsage.prediction.selection import choose
 from distsage.train.collectives import Collectives
+from tests.unit.file_limit import room_for
 
 ABOUT = {"what": "logits", "columns": ["id", "l0", "l1"], "file_format": "parquet"}
 IDS = np.array(["a", "b", "c"])
@@ -92,17 +90,6 @@ def test_a_full_disk_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match=r"No space left on device; make room .* another --output"):
         directory.write_part(1, IDS[2:], VALUES[2:])
     assert not list(directory.path.glob("*00001*")) + list(directory.path.glob(".*"))
-
-
-@contextmanager
-def room_for(num_bytes: int) -> Iterator[None]:
-    """No file of this process may grow beyond this: a write takes what fits, then fails."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 MANY_IDS = np.array([f"n{v}" for v in range(9000)])

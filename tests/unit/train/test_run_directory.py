@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,23 +18,13 @@ from distsage.model.graphsage import GraphSAGE
 from distsage.partitioning.run import partition
 from distsage.train.checkpoint import Checkpoint, weights_of
 from distsage.train.run_directory import RunDirectory
+from tests.unit.file_limit import room_for
 from tests.unit.partition_graphs import random_directed
 from tests.unit.runs import best_of, origin
 
 CONFIG = LocalConfig(dataset="cora")
 RECORD = {"epoch": 0, "loss": 0.5}
 CHECKPOINT = "checkpoints/000001-00000002.safetensors"
-
-
-@contextmanager
-def room_for(num_bytes: int) -> Iterator[None]:
-    """No file of this process may grow beyond this: a write takes what fits, then fails."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def model(seed: int) -> GraphSAGE:
