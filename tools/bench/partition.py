@@ -18,7 +18,7 @@ from distsage.files import atomic_file
 from distsage.kernels.level import processor_name
 from distsage.limits import human_bytes
 
-from .scale import measured
+from .processes import measured
 
 NUM_PARTS = 4
 SMALL, LARGE = "synthetic:400000:42:100", "synthetic:2400000:52:100"

@@ -9,78 +9,38 @@ processors, so that other work on the machine changes little.
 import argparse
 import contextlib
 import os
-import subprocess
 import sys
 import tempfile
-import threading
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow.parquet
 
 from distsage.limits import human_bytes
 
 from ..mpirun import launcher
+from .processes import measured
 
 NUM_HOSTS = 4
 _POLL_SECONDS = 0.1
-_TIMEOUT_SECONDS = 3600
 _COUNTED = ("Pss_Anon:", "Pss_Shmem:")
 
 
-@dataclass(frozen=True)
-class Taken:
-    """What a prediction took.
+def _largest_host(host_of: Callable[[int], int | None]) -> Callable[[list[int]], int]:
+    """What the host takes that takes most. `host_of` gives the host of a process, or None."""
 
-    Attributes:
-        peak: bytes of the host that took the most.
-        cpu: seconds, of all processes.
-    """
+    def taken(processes: list[int]) -> int:
+        of_hosts: dict[int, int] = defaultdict(int)
+        for process in processes:
+            with contextlib.suppress(OSError):  # it has ended
+                host = host_of(process)
+                if host is not None:
+                    of_hosts[host] += _counted_bytes(process)
+        return max(of_hosts.values(), default=0)
 
-    peak: int
-    cpu: float
-
-
-def measured(
-    command: list[str], environment: dict[str, str], host_of: Callable[[int], int | None]
-) -> Taken:
-    """Run a command. `host_of` gives the host of one of its processes, or None."""
-    peak = 0
-
-    def watch(root: int) -> None:
-        nonlocal peak
-        while not done.wait(_POLL_SECONDS):
-            taken: dict[int, int] = defaultdict(int)
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(root)
-                for one in (process, *process.children(recursive=True)):
-                    with contextlib.suppress(OSError):  # it has ended
-                        host = host_of(one.pid)
-                        if host is not None:
-                            taken[host] += _counted_bytes(one.pid)
-            peak = max(peak, *taken.values(), 0)
-
-    done = threading.Event()
-    before = os.times()
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        watcher = threading.Thread(target=watch, args=(process.pid,))
-        watcher.start()
-        try:
-            status = process.wait(_TIMEOUT_SECONDS)
-        finally:
-            done.set()
-            watcher.join()
-            process.kill()
-        log.seek(0)
-        assert status == 0, log.read()[-3000:]
-    after = os.times()
-    used = after.children_user + after.children_system
-    return Taken(peak, used - before.children_user - before.children_system)
+    return taken
 
 
 def _counted_bytes(pid: int) -> int:
@@ -118,31 +78,33 @@ def main() -> None:
         of_ranks += [sys.executable, "-m", "mpi4py", "-m", "distsage", *words]
         environment["OMP_NUM_THREADS"] = "1"
         first = Path(scratch) / "first"
-        whole = measured([*alone, str(first)], dict(os.environ), lambda _: 0)
+        one_host = _largest_host(lambda _: 0)
+        hosts_of_ranks = _largest_host(_host_of_rank)
+        cpu, whole = measured([*alone, str(first)], None, one_host, _POLL_SECONDS)
         reference = _rows(first)
 
-        def line(name: str, taken: Taken, output: Path) -> None:
-            share = f"{100 * taken.peak / whole.peak:.0f} %"
+        def line(name: str, cpu: float, peak: int, output: Path) -> None:
+            share = f"{100 * peak / whole:.0f} %"
             difference = np.abs(_rows(output) - reference).max()
             print(
-                f"| {name} | {human_bytes(taken.peak)} | {share} | {taken.cpu:.0f} s "
-                f"| {difference:.2g} |",
+                f"| {name} | {human_bytes(peak)} | {share} | {cpu:.0f} s | {difference:.2g} |",
                 flush=True,
             )
 
-        line("one process", whole, first)
-        third, bound = f"{whole.peak // 3 >> 20}M", asked.memory
+        line("one process", cpu, whole, first)
+        third, bound = f"{whole // 3 >> 20}M", asked.memory
         hosts = ["--emulated-hosts", str(NUM_HOSTS)]
-        for name, more, host_of in (
-            (f"one process, `--memory {third}`", ["--memory", third], lambda _: 0),
-            (f"{NUM_HOSTS} hosts", hosts, _host_of_rank),
-            (f"{NUM_HOSTS} hosts, `--memory {bound}`", [*hosts, "--memory", bound], _host_of_rank),
+        for name, more, taken in (
+            (f"one process, `--memory {third}`", ["--memory", third], one_host),
+            (f"{NUM_HOSTS} hosts", hosts, hosts_of_ranks),
+            (f"{NUM_HOSTS} hosts, `--memory {bound}`", [*hosts, "--memory", bound], hosts_of_ranks),
         ):
             output = Path(scratch) / f"output-{len(os.listdir(scratch))}"
-            command, where = alone, dict(os.environ)
+            command, where = alone, None
             if hosts[0] in more:
                 command, where = of_ranks, environment
-            line(name, measured([*command, str(output), *more], where, host_of), output)
+            words = [*command, str(output), *more]
+            line(name, *measured(words, where, taken, _POLL_SECONDS), output)
 
 
 if __name__ == "__main__":

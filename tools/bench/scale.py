@@ -7,21 +7,15 @@ memory is without pages of files, so that other work on the machine changes litt
 """
 
 import argparse
-import contextlib
 import json
-import os
-import re
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from distsage.data.datasets import load_graph
 from distsage.files import atomic_file
@@ -31,13 +25,12 @@ from distsage.partitioning.run import partition
 from distsage.partitioning.stages import Stages
 
 from ..mpirun import launcher
+from .processes import measured
 
 SIZES = (200_000, 400_000, 800_000)
 DEGREE, COLUMNS = 29, 128
 NUM_PARTS, NUM_HOSTS = 4, 2
 STEPS = ("read", "assign", "write")
-_POLL_SECONDS = 0.02
-_TIMEOUT_SECONDS = 600
 _HIDDEN, _CACHE = 256, 0.2
 
 
@@ -135,49 +128,6 @@ class Line:
     def at(self, number: float) -> float:
         """Its value."""
         return self.base + self.slope * number
-
-
-def measured(command: list[str], environment: Mapping[str, str] | None = None) -> tuple[float, int]:
-    """Run a command; return the CPU-seconds and the peak bytes of its processes together.
-
-    Pages of files and shared memory are not counted.
-    """
-    peak = 0
-
-    def watch(process: int) -> None:
-        nonlocal peak
-        while not done.wait(_POLL_SECONDS):
-            with contextlib.suppress(psutil.Error):
-                root = psutil.Process(process)
-                family = [root, *root.children(recursive=True)]
-                peak = max(peak, sum(_own_bytes(one.pid) for one in family))
-
-    done = threading.Event()
-    before = os.times()
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        watcher = threading.Thread(target=watch, args=(process.pid,))
-        watcher.start()
-        try:
-            status = process.wait(_TIMEOUT_SECONDS)
-        finally:
-            done.set()
-            watcher.join()
-            process.kill()
-        log.seek(0)
-        assert status == 0, log.read()[-3000:]
-    after = os.times()
-    used = after.children_user + after.children_system
-    return used - before.children_user - before.children_system, peak
-
-
-def _own_bytes(process: int) -> int:
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except OSError:  # it has ended
-        return 0
-    found = re.search(r"RssAnon:\s+(\d+) kB", status)
-    return int(found.group(1)) << 10 if found else 0
 
 
 def do(step: str, place: Path) -> None:
